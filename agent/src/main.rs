@@ -1,0 +1,2 @@
+//! `penstock`: the agent.
+fn main() {}

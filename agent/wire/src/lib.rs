@@ -1,0 +1,1 @@
+//! Protocol codecs without a runtime.

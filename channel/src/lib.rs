@@ -1,0 +1,14 @@
+//! Channels: where events wait, durably, between a source and a sink.
+//!
+//! This crate knows events, transactions, capacity, checkpoints and the in-memory event queue. It has never heard of
+//! sockets, sinks or an async runtime: a [`Ticket`] is a plain `Future` that can also be waited on.
+
+mod api;
+mod event;
+mod settlement;
+mod ticket;
+
+pub use api::{Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits};
+pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
+pub use settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
+pub use ticket::{Ticket, TicketSender};

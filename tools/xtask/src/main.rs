@@ -1,0 +1,2 @@
+//! `cargo xtask`: chores of the repository.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Bytes, frames, segments, disks and keys.
