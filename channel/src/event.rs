@@ -361,6 +361,11 @@ impl<'a> EventRef<'a> {
         own.or(common.map(|header| header.value.as_str()))
     }
 
+    /// How many headers the event brought itself, also those that a header of the batch hides.
+    pub fn own_header_count(&self) -> usize {
+        OwnHeaders::new(self.record).left as usize
+    }
+
     /// All headers, each key once, in no promised order: the event's own first.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         let (common, record) = (self.common, self.record);

@@ -1,1 +1,3 @@
 //! Protocol codecs without a runtime.
+
+pub mod java;
