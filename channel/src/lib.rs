@@ -5,10 +5,13 @@
 
 mod api;
 mod event;
+mod memory;
 mod settlement;
 mod ticket;
+mod waiting;
 
 pub use api::{Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
+pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};
 pub use settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
 pub use ticket::{Ticket, TicketSender};
