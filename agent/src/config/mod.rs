@@ -1,0 +1,7 @@
+//! Configuration: from the bytes of a `.properties` file to typed settings with positions.
+//!
+//! Promises that everything found wrong carries its file and line and that findings are collected, never reported one
+//! at a time. It builds nothing: components read their [`settings::Settings`].
+
+pub mod finding;
+pub mod settings;

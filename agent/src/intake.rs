@@ -1,0 +1,173 @@
+//! The way in: interceptors, selector, channels.
+//!
+//! One [`Intake`] belongs to one connection, whose order the channels keep. `accept` answers when the events are
+//! committed in every required channel, never before. The required channels are filled one after the other, each in
+//! one transaction, so that an error leaves the events in those before it: the sender tries again, and some channel
+//! gets them twice. Optional channels come last; what they refuse is logged and counted.
+
+use std::sync::Arc;
+
+use channel::{Channel, EventBatch, EventRef, Producer, PutError};
+
+use crate::telemetry::counters::SourceCounters;
+
+/// Changes events on their way in. The chain runs in the order of the file.
+pub trait Interceptor: Send + Sync {
+    fn intercept(&self, batch: &mut EventBatch);
+}
+
+/// Positions in the source's list of channels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Route {
+    /// An event that does not get into all of these is not accepted.
+    pub required: Vec<usize>,
+    pub optional: Vec<usize>,
+}
+
+/// Says where each event goes.
+pub trait Selector: Send + Sync {
+    /// The one route of every event, where there is one; then `route` is never asked.
+    fn common_route(&self) -> Option<&Route>;
+
+    fn route(&self, event: EventRef<'_>) -> &Route;
+}
+
+/// The events were not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct AcceptError {
+    /// The name of the channel that refused.
+    pub channel: String,
+    pub cause: PutError,
+}
+
+impl AcceptError {
+    /// Back-pressure: the same events may be accepted later.
+    pub fn is_full(&self) -> bool {
+        matches!(self.cause, PutError::Full { .. })
+    }
+}
+
+/// A channel under its name.
+#[derive(Clone)]
+pub struct NamedChannel {
+    pub name: String,
+    pub channel: Arc<dyn Channel>,
+}
+
+/// What all intakes of one source share.
+pub struct IntakePlan {
+    pub channels: Vec<NamedChannel>,
+    pub interceptors: Vec<Box<dyn Interceptor>>,
+    pub selector: Box<dyn Selector>,
+    pub counters: Arc<SourceCounters>,
+}
+
+/// Everything goes into every channel: for tests, and what a source without a selector gets.
+pub struct Everywhere(Route);
+
+impl Everywhere {
+    pub fn new(channels: usize) -> Everywhere {
+        Everywhere(Route { required: (0..channels).collect(), optional: Vec::new() })
+    }
+}
+
+impl Selector for Everywhere {
+    fn common_route(&self) -> Option<&Route> {
+        Some(&self.0)
+    }
+
+    fn route(&self, _: EventRef<'_>) -> &Route {
+        &self.0
+    }
+}
+
+/// The way in for one connection.
+pub struct Intake {
+    plan: Arc<IntakePlan>,
+    producers: Vec<Box<dyn Producer>>,
+}
+
+impl Intake {
+    pub fn new(plan: &Arc<IntakePlan>) -> Intake {
+        let producers = plan.channels.iter().map(|named| named.channel.producer()).collect();
+        Intake { plan: Arc::clone(plan), producers }
+    }
+
+    /// Most events in one batch: the least `transactionCapacity` of the channels.
+    pub fn transaction_capacity(&self) -> usize {
+        self.plan.channels.iter().map(|named| named.channel.transaction_capacity()).min().unwrap_or(usize::MAX)
+    }
+
+    /// Runs the interceptors and commits the events. `Ok` is the source's permission to acknowledge.
+    pub async fn accept(&mut self, mut batch: EventBatch) -> Result<(), AcceptError> {
+        for interceptor in &self.plan.interceptors {
+            interceptor.intercept(&mut batch);
+        }
+        let count = batch.len() as u64;
+        let plan = Arc::clone(&self.plan);
+        let outcome = match plan.selector.common_route() {
+            Some(route) => self.put_all(route, batch).await,
+            None => self.put_routed(&batch).await,
+        };
+        match &outcome {
+            Ok(()) => plan.counters.event_accepted.add(count),
+            Err(_) => plan.counters.channel_write_fail.add(1),
+        }
+        outcome
+    }
+
+    /// Every event takes the same route: the last channel gets the batch itself.
+    async fn put_all(&mut self, route: &Route, batch: EventBatch) -> Result<(), AcceptError> {
+        let targets = route.required.len() + route.optional.len();
+        let mut batch = Some(batch);
+        for (position, &index) in route.required.iter().chain(&route.optional).enumerate() {
+            let copy = if position + 1 == targets { batch.take() } else { batch.clone() };
+            let Some(copy) = copy else { break };
+            let put = self.put_one(index, copy).await;
+            if position < route.required.len() {
+                put?;
+            } else {
+                self.forgive(put);
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_routed(&mut self, batch: &EventBatch) -> Result<(), AcceptError> {
+        let plan = Arc::clone(&self.plan);
+        for required in [true, false] {
+            for index in 0..plan.channels.len() {
+                let part = batch.filtered(|_, event| {
+                    let route = plan.selector.route(event);
+                    if required { route.required.contains(&index) } else { route.optional.contains(&index) }
+                });
+                if part.is_empty() {
+                    continue;
+                }
+                let put = self.put_one(index, part).await;
+                if required {
+                    put?;
+                } else {
+                    self.forgive(put);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_one(&mut self, index: usize, batch: EventBatch) -> Result<(), AcceptError> {
+        let put = self.producers[index].put(batch).await;
+        put.map(drop).map_err(|cause| AcceptError { channel: self.plan.channels[index].name.clone(), cause })
+    }
+
+    fn forgive(&self, put: Result<(), AcceptError>) {
+        if let Err(error) = put {
+            self.plan.counters.channel_write_fail.add(1);
+            tracing::error!(
+                channel = error.channel,
+                "optional channel did not take a batch, going on without it: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The table of sinks: one line per kind, one folder or file each.
+//!
+//! To add a sink: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
+
+use crate::component::SinkEntry;
+
+/// Every sink that this build has.
+pub static TABLE: &[&SinkEntry] = &[];

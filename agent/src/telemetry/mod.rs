@@ -1,0 +1,3 @@
+//! What the agent says about itself: counters with Flume's names.
+
+pub mod counters;
