@@ -1,3 +1,5 @@
 //! Protocol codecs without a runtime.
 
+pub mod avro;
+pub mod charset;
 pub mod java;
