@@ -1,0 +1,249 @@
+//! Events as bytes of a file: Flume's `text`, `header_and_text` and `avro_event`, and SequenceFile records.
+//!
+//! An [`Encoder`] belongs to one file and appends to a buffer of the caller. It promises that after
+//! [`finish_block`](Encoder::finish_block) the bytes so far end at a boundary: a reader of just those sees whole events
+//! only. The order of headers is the caller's to give ([`HeaderOrder`]); where the bytes go is left to the sink.
+
+use channel::EventRef;
+
+use crate::sequence_file::{SequenceFile, ValueClass};
+
+/// Puts headers into the order in which they are written.
+pub type HeaderOrder = for<'a> fn(&mut Vec<(&'a str, &'a str)>);
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Flume's `text`.
+    Text { append_newline: bool },
+    /// Flume's `header_and_text`: the headers as Java prints a map, a space, the body.
+    HeaderAndText { append_newline: bool },
+    /// Flume's `avro_event`: an Avro container file of `Event` records.
+    AvroEvent { sync_interval_bytes: usize },
+    /// A SequenceFile, keyed by the event's `timestamp` header.
+    SequenceFile(ValueClass),
+}
+
+/// An event that this format can never hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unwritable {
+    #[error("its timestamp header is not a number of milliseconds, which is the key of a SequenceFile record")]
+    TimestampNotANumber,
+    #[error("its body has {0} bytes, and a record of the file can hold {1}")]
+    TooLarge(usize, usize),
+}
+
+/// Java readers count a record's bytes in an `int`; this leaves room for the key and lengths.
+const RECORD_BYTES_MAX: usize = i32::MAX as usize - 1024;
+
+/// The schema of Flume's `avro_event`.
+pub const EVENT_SCHEMA: &str = concat!(
+    r#"{"type":"record","name":"Event","fields":["#,
+    r#"{"name":"headers","type":{"type":"map","values":"string"}},{"name":"body","type":"bytes"}]}"#
+);
+
+/// Encodes the events of one file.
+#[derive(Debug)]
+pub struct Encoder {
+    order: HeaderOrder,
+    shape: Shape,
+}
+
+#[derive(Debug)]
+enum Shape {
+    Text { append_newline: bool, with_headers: bool },
+    Avro { sync_interval_bytes: usize, marker: [u8; 16], block: Vec<u8>, records: i64 },
+    Sequence(SequenceFile),
+}
+
+impl Encoder {
+    /// `marker` is 16 random bytes that separate the blocks of this one file.
+    pub fn new(format: Format, order: HeaderOrder, marker: [u8; 16]) -> Encoder {
+        let shape = match format {
+            Format::Text { append_newline } => Shape::Text { append_newline, with_headers: false },
+            Format::HeaderAndText { append_newline } => Shape::Text { append_newline, with_headers: true },
+            Format::AvroEvent { sync_interval_bytes } => {
+                Shape::Avro { sync_interval_bytes, marker, block: Vec::new(), records: 0 }
+            }
+            Format::SequenceFile(values) => Shape::Sequence(SequenceFile::new(values, marker)),
+        };
+        Encoder { order, shape }
+    }
+
+    /// What comes before the first event.
+    pub fn start(&mut self, out: &mut Vec<u8>) {
+        match &mut self.shape {
+            Shape::Text { .. } => {}
+            Shape::Avro { marker, .. } => {
+                out.extend_from_slice(b"Obj\x01");
+                put_long(out, 2);
+                for (key, value) in [("avro.codec", "null"), ("avro.schema", EVENT_SCHEMA)] {
+                    put_bytes(out, key.as_bytes());
+                    put_bytes(out, value.as_bytes());
+                }
+                put_long(out, 0);
+                out.extend_from_slice(marker);
+            }
+            Shape::Sequence(file) => file.start(out),
+        }
+    }
+
+    /// Adds an event; `now_ms` is the key of a SequenceFile record without a timestamp. An error leaves `out` as it
+    /// was.
+    pub fn event(&mut self, event: EventRef<'_>, now_ms: i64, out: &mut Vec<u8>) -> Result<(), Unwritable> {
+        let body = event.body();
+        if body.len() > RECORD_BYTES_MAX {
+            return Err(Unwritable::TooLarge(body.len(), RECORD_BYTES_MAX));
+        }
+        match &mut self.shape {
+            Shape::Text { append_newline, with_headers } => {
+                if *with_headers {
+                    let mut headers: Vec<_> = event.headers().collect();
+                    (self.order)(&mut headers);
+                    put_map_text(out, &headers);
+                    out.push(b' ');
+                }
+                out.extend_from_slice(body);
+                if *append_newline {
+                    out.push(b'\n');
+                }
+            }
+            Shape::Avro { sync_interval_bytes, block, records, marker } => {
+                let mut headers: Vec<_> = event.headers().collect();
+                (self.order)(&mut headers);
+                if !headers.is_empty() {
+                    put_long(block, headers.len() as i64);
+                    for (key, value) in headers {
+                        put_bytes(block, key.as_bytes());
+                        put_bytes(block, value.as_bytes());
+                    }
+                }
+                put_long(block, 0);
+                put_bytes(block, body);
+                *records += 1;
+                if block.len() >= *sync_interval_bytes {
+                    end_avro_block(block, records, marker, out);
+                }
+            }
+            Shape::Sequence(file) => {
+                let key = match event.header("timestamp") {
+                    Some(text) => text.parse().map_err(|_| Unwritable::TimestampNotANumber)?,
+                    None => now_ms,
+                };
+                file.record(key, body, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the block under construction, so that every event so far is in `out`.
+    pub fn finish_block(&mut self, out: &mut Vec<u8>) {
+        if let Shape::Avro { block, records, marker, .. } = &mut self.shape {
+            end_avro_block(block, records, marker, out);
+        }
+    }
+
+    /// Bytes of events that are not in the caller's buffer yet.
+    pub fn held_bytes(&self) -> usize {
+        match &self.shape {
+            Shape::Avro { block, .. } => block.len(),
+            Shape::Text { .. } | Shape::Sequence(_) => 0,
+        }
+    }
+}
+
+/// `{a=1, b=2}`, as Java prints a map.
+fn put_map_text(out: &mut Vec<u8>, headers: &[(&str, &str)]) {
+    out.push(b'{');
+    for (index, (key, value)) in headers.iter().enumerate() {
+        if index > 0 {
+            out.extend_from_slice(b", ");
+        }
+        out.extend_from_slice(key.as_bytes());
+        out.push(b'=');
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.push(b'}');
+}
+
+fn end_avro_block(block: &mut Vec<u8>, records: &mut i64, marker: &[u8; 16], out: &mut Vec<u8>) {
+    if *records == 0 {
+        return;
+    }
+    put_long(out, *records);
+    put_bytes(out, block);
+    out.extend_from_slice(marker);
+    block.clear();
+    *records = 0;
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_long(out, bytes.len() as i64);
+    out.extend_from_slice(bytes);
+}
+
+/// Avro's `long`: zigzag, then seven bits a byte.
+fn put_long(out: &mut Vec<u8>, value: i64) {
+    let mut left = ((value << 1) ^ (value >> 63)) as u64;
+    while left >= 0x80 {
+        out.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    out.push(left as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use channel::EventBatch;
+
+    fn encode(format: Format, events: &[(&[(&str, &str)], &[u8])]) -> Result<Vec<u8>, Unwritable> {
+        let mut batch = EventBatch::new();
+        for (headers, body) in events {
+            batch.push(headers.iter().copied(), body);
+        }
+        let mut encoder = Encoder::new(format, |headers| headers.sort(), [5; 16]);
+        let mut out = Vec::new();
+        encoder.start(&mut out);
+        for event in batch.iter() {
+            encoder.event(event, 42, &mut out)?;
+        }
+        encoder.finish_block(&mut out);
+        assert_eq!(encoder.held_bytes(), 0);
+        Ok(out)
+    }
+
+    #[test]
+    fn text_is_the_body_with_or_without_a_newline() {
+        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], b"one"), (&[], b"a\nb"), (&[], b"")];
+        assert_eq!(encode(Format::Text { append_newline: true }, events).unwrap(), b"one\na\nb\n\n");
+        assert_eq!(encode(Format::Text { append_newline: false }, events).unwrap(), b"onea\nb");
+    }
+
+    #[test]
+    fn header_and_text_prints_the_headers_as_java_prints_a_map() {
+        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("b", "2"), ("a", "1")], b"one"), (&[], b"two")];
+        let out = encode(Format::HeaderAndText { append_newline: true }, events).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "{a=1, b=2} one\n{} two\n");
+    }
+
+    #[test]
+    fn avro_blocks_end_at_the_interval_and_when_asked() {
+        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], b"one"), (&[], b"two")];
+        let one_block = encode(Format::AvroEvent { sync_interval_bytes: 2_048_000 }, events).unwrap();
+        let two_blocks = encode(Format::AvroEvent { sync_interval_bytes: 1 }, events).unwrap();
+        let markers = |bytes: &[u8]| bytes.windows(16).filter(|window| *window == [5; 16]).count();
+        assert_eq!((markers(&one_block), markers(&two_blocks)), (2, 3));
+        // Two events, 15 bytes: one header pair, map end, body; map end, body.
+        let first = [&[4, 30, 2, 2, b'k', 2, b'v', 0, 6][..], b"one", &[0, 6], b"two", &[5; 16]].concat();
+        assert!(one_block.ends_with(&first), "{:?}", &one_block[one_block.len() - 40..]);
+    }
+
+    #[test]
+    fn a_sequence_file_needs_a_number_or_no_timestamp_at_all() {
+        let format = Format::SequenceFile(ValueClass::Text);
+        encode(format, &[(&[], b"x")]).unwrap();
+        let error = encode(format, &[(&[("timestamp", "abc")], b"x")]).unwrap_err();
+        assert_eq!(error, Unwritable::TimestampNotANumber);
+    }
+}
