@@ -4,6 +4,8 @@
 //! sockets, sinks or an async runtime: a [`Ticket`] is a plain `Future` that can also be waited on.
 
 mod api;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod event;
 mod memory;
 mod settlement;
