@@ -69,15 +69,7 @@ impl FlumeAgent {
 
     /// SIGTERM, so that sinks close their files; SIGKILL when that does not help.
     pub fn stop(&mut self) {
-        self.process.terminate();
-        let end = std::time::Instant::now() + STOP_LIMIT;
-        while self.process.is_running() {
-            if std::time::Instant::now() > end {
-                self.process.kill();
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        self.process.stop_or_kill(STOP_LIMIT);
     }
 }
 

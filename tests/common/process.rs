@@ -154,6 +154,14 @@ impl Process {
         self.await_end(limit)
     }
 
+    /// SIGTERM, and SIGKILL when that has not helped within `limit`.
+    pub fn stop_or_kill(&mut self, limit: Duration) {
+        self.terminate();
+        if until_or(limit, || self.exit_status()).is_none() {
+            self.kill();
+        }
+    }
+
     pub fn await_end(&mut self, limit: Duration) -> ExitStatus {
         let status = until_or(limit, || self.exit_status());
         status.unwrap_or_else(|| panic!("{} has not ended within {limit:?}\n{}", self.name, self.last_lines()))
