@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Channel, Consumer, Lease, TakeError, TakeLimits};
+use channel::{Channel, Consumer, EventBatch, Lease, TakeError, TakeLimits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use crate::config::settings::{Default as KeyDefault, Key, Kind, Refused, Setting, Settings, Status};
@@ -167,6 +167,16 @@ pub struct SinkContext {
     pub stop: Stop,
     /// The channel it takes from, for its notes and limits.
     pub channel: NamedChannel,
+    /// Where events go that the sink can never write. `None` where there is no data directory for them: such an event
+    /// then stays at the head of its channel, as in Flume, and nothing is lost.
+    pub dead_letters: Option<Arc<dyn DeadLetters>>,
+}
+
+/// The durable channel beside a channel, for events that its sink can never write.
+pub trait DeadLetters: Send + Sync {
+    /// Stores `events` with the reason. The sink settles them only after `Ok`, which means durable. An error says
+    /// that there is no room, or that the disk failed: the sink returns the events and stops visibly.
+    fn bury(&self, events: EventBatch, reason: &str) -> BoxFuture<'static, Result<(), String>>;
 }
 
 impl SinkContext {
@@ -174,7 +184,8 @@ impl SinkContext {
     pub fn over(channel: Arc<dyn Channel>) -> (SinkContext, Stopper) {
         let (stopper, stop) = Stop::pair();
         let channel = NamedChannel { name: "c1".to_owned(), channel };
-        (SinkContext { name: "k1".to_owned(), counters: Arc::default(), stop, channel }, stopper)
+        let name = "k1".to_owned();
+        (SinkContext { name, counters: Arc::default(), stop, channel, dead_letters: None }, stopper)
     }
 
     /// Takes as soon as there is an event; an empty lease when `wait` passed or the stop was requested. Counts the

@@ -22,5 +22,6 @@ fuzz_target!(|input: (&str, &str, &str, &str, i64, u8)| {
     let Ok(place) = templates.expand(batch.get(0), millis) else { return };
     let whole = format!("{}/{}", place.directory, place.name);
     assert!(lies_below(&whole, templates.root()), "{whole:?} leaves {:?}", templates.root());
-    assert!(!whole.contains('\0'));
+    // The operator's own root is taken as it is.
+    assert!(path.contains('\0') || !whole.contains('\0'));
 });

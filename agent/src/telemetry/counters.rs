@@ -95,6 +95,12 @@ counters! {
         event_drain_success: Counter = "EventDrainSuccessCount",
         channel_read_fail: Counter = "ChannelReadFail",
         event_write_fail: Counter = "EventWriteFail",
+        /// Events taken and not yet settled, for sinks that settle later than they take (hdfs).
+        leased_events: Gauge = "LeasedEventCount",
+        /// Age of the oldest of them.
+        oldest_lease_ms: Gauge = "OldestLeaseMillis",
+        /// Files made durable; on HDFS each is an edit of the namenode.
+        syncs: Counter = "SyncCount",
         start_time: Gauge = "StartTime",
         stop_time: Gauge = "StopTime",
     }
