@@ -4,4 +4,6 @@
 //! at a time. It builds nothing: components read their [`settings::Settings`].
 
 pub mod finding;
+pub mod lookup;
+pub mod properties;
 pub mod settings;

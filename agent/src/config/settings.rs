@@ -188,7 +188,7 @@ impl Settings {
 
     /// The component's name in the file: `r1`.
     pub fn name(&self) -> &str {
-        self.component.split_once('.').map_or(self.component.as_str(), |(_, name)| name)
+        self.component.rsplit_once('.').map_or(self.component.as_str(), |(_, name)| name)
     }
 
     /// The directory of `--conf`, where Hadoop's XML files may be.
@@ -364,8 +364,9 @@ impl Settings {
 /// The word of `known` that `name` was probably meant to be.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |word: &str| edit_distance(&name.to_lowercase(), &word.to_lowercase());
-    // A third of the letters may differ; beyond that a suggestion is noise.
-    let limit = (name.chars().count() / 3).max(1);
+    // A third of the letters may differ, and two swapped ones (which count twice); beyond that a suggestion is noise.
+    let length = name.chars().count();
+    let limit = (length / 3).max(if length >= 4 { 2 } else { 1 });
     known
         .map(|word| (distance(word), word))
         .filter(|(found, _)| *found <= limit)
