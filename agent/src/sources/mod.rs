@@ -2,7 +2,9 @@
 //!
 //! To add a source: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
 
+pub mod avro;
+
 use crate::component::SourceEntry;
 
 /// Every source that this build has.
-pub static TABLE: &[&SourceEntry] = &[];
+pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY];
