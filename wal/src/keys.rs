@@ -57,12 +57,15 @@ impl KeyFile {
             if line_text.is_empty() {
                 continue;
             }
-            let malformed = |what: &str| KeyError::Malformed { path: name.clone(), line: index + 1, what: what.to_owned() };
+            let malformed =
+                |what: &str| KeyError::Malformed { path: name.clone(), line: index + 1, what: what.to_owned() };
             let (id, encoded) = line_text
                 .split_once(char::is_whitespace)
                 .ok_or_else(|| malformed("expected `<id> <base64 of 32 bytes>`"))?;
             let mut secret = Zeroizing::new([0; 32]);
-            let len = STANDARD.decode_slice(encoded.trim(), &mut secret[..]).map_err(|_| malformed("not base64 of 32 bytes"))?;
+            let len = STANDARD
+                .decode_slice(encoded.trim(), &mut secret[..])
+                .map_err(|_| malformed("not base64 of 32 bytes"))?;
             if len != 32 {
                 return Err(malformed("a key has 32 bytes"));
             }
@@ -91,8 +94,7 @@ impl KeyFile {
     pub fn generate(path: &Path, id: &str) -> Result<(), KeyError> {
         let name = path.display().to_string();
         let secret = Zeroizing::new(OsRandom.bytes::<32>());
-        ChannelKey::new(id, *secret)
-            .map_err(|what| KeyError::Malformed { path: name.clone(), line: 1, what })?;
+        ChannelKey::new(id, *secret).map_err(|what| KeyError::Malformed { path: name.clone(), line: 1, what })?;
         let line = Zeroizing::new(format!("{id} {}\n", *Zeroizing::new(STANDARD.encode(&secret[..]))));
         let write = || {
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;

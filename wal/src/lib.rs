@@ -5,9 +5,13 @@
 //! `docs/format.md` specifies the bytes, `docs/recovery.md` what becomes of them after a crash.
 
 pub mod checksum;
+pub mod device;
 pub mod format;
 pub mod io;
 pub mod keys;
 pub mod limits;
+pub mod log;
 pub mod planted;
+pub mod recover;
 pub mod seal;
+pub mod segment;

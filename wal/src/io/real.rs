@@ -115,7 +115,9 @@ impl Dir for RealDir {
 
     fn list(&self) -> io::Result<Vec<String>> {
         // Names that are not UTF-8 are not ours.
-        fs::read_dir(&self.path)?.filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose()).collect()
+        fs::read_dir(&self.path)?
+            .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
+            .collect()
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {

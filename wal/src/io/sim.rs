@@ -259,7 +259,10 @@ impl SimDisk {
     pub fn platter(&self) -> Vec<(String, String, Vec<u8>)> {
         let state = self.state();
         let files = state.dirs.iter().flat_map(|(dir, entries)| {
-            entries.current.iter().map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].durable.clone()))
+            entries
+                .current
+                .iter()
+                .map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].durable.clone()))
         });
         files.collect()
     }
