@@ -1,0 +1,175 @@
+//! Flush domains: what fails together and what may be in flight together.
+//!
+//! A [`Device`] is opened once per process and passed in; all directories and channels on one block device share it.
+//! It promises two things: no more than `depth` writes are in flight, overlapping only when enough waits; and once a
+//! write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::limits::OVERLAP_MIN;
+
+/// Something to do, for threads that sleep until then.
+#[derive(Debug, Default)]
+pub struct Signal {
+    count: Mutex<u64>,
+    raised: Condvar,
+}
+
+impl Signal {
+    /// The count to pass to [`wait`](Signal::wait); read it before looking for work.
+    pub fn count(&self) -> u64 {
+        *self.lock()
+    }
+
+    pub fn raise_one(&self) {
+        *self.lock() += 1;
+        self.raised.notify_one();
+    }
+
+    pub fn raise_all(&self) {
+        *self.lock() += 1;
+        self.raised.notify_all();
+    }
+
+    /// Sleeps until the signal was raised after `seen`, or `limit` has passed; `None` sleeps without end.
+    pub fn wait(&self, seen: u64, limit: Option<Duration>) {
+        let count = self.lock();
+        let unchanged = |count: &mut u64| *count == seen;
+        match limit {
+            None => drop(self.raised.wait_while(count, unchanged).unwrap_or_else(PoisonError::into_inner)),
+            Some(limit) => {
+                drop(self.raised.wait_timeout_while(count, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    writes: usize,
+    epoch: u64,
+    failure: Option<String>,
+    /// Who was refused a slot because others had them all.
+    refused: Vec<Weak<Signal>>,
+}
+
+/// One flush domain.
+#[derive(Debug)]
+pub struct Device {
+    name: String,
+    depth: usize,
+    state: Mutex<State>,
+}
+
+impl Device {
+    pub fn new(name: impl Into<String>, depth: usize) -> Arc<Device> {
+        assert!(depth > 0, "a device takes at least one write at a time");
+        Arc::new(Device { name: name.into(), depth, state: Mutex::default() })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// A slot for one write, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
+    /// once a slot comes free.
+    pub fn try_start(self: &Arc<Device>, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
+        let mut state = self.lock();
+        if state.writes >= self.depth || (state.writes > 0 && waiting < OVERLAP_MIN) {
+            let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
+            if !state.refused.iter().any(known) {
+                state.refused.push(Arc::downgrade(signal));
+            }
+            return None;
+        }
+        state.writes += 1;
+        Some(WriteSlot { device: Arc::clone(self) })
+    }
+
+    /// Grows with each failure. What was reserved in an earlier epoch is of unknown outcome.
+    pub fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// Why the device takes no writes, if it does not.
+    pub fn failure(&self) -> Option<String> {
+        self.lock().failure.clone()
+    }
+
+    /// A write or sync of `epoch` failed. Later reports of the same epoch add nothing.
+    pub fn fail(&self, epoch: u64, cause: &str) {
+        let mut state = self.lock();
+        if state.epoch == epoch {
+            state.epoch += 1;
+            state.failure = Some(cause.to_owned());
+        }
+    }
+
+    /// A probe wrote, synced and read back: new files may be tried.
+    pub fn probed(&self) {
+        self.lock().failure = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to have one write in flight; given back when dropped.
+#[derive(Debug)]
+pub struct WriteSlot {
+    device: Arc<Device>,
+}
+
+impl Drop for WriteSlot {
+    fn drop(&mut self) {
+        let refused = {
+            let mut state = self.device.lock();
+            state.writes -= 1;
+            std::mem::take(&mut state.refused)
+        };
+        for signal in refused.iter().filter_map(Weak::upgrade) {
+            signal.raise_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_write_starts_only_when_enough_waits() {
+        let device = Device::new("d", 2);
+        let signal = Arc::new(Signal::default());
+        let first = device.try_start(1, &signal).unwrap();
+        let seen = signal.count();
+        assert!(device.try_start(OVERLAP_MIN - 1, &signal).is_none());
+        let second = device.try_start(OVERLAP_MIN, &signal).unwrap();
+        assert!(device.try_start(usize::MAX, &signal).is_none(), "the depth is reached");
+        drop(first);
+        assert!(signal.count() > seen, "the refused one hears of a free slot");
+        drop(second);
+        assert!(device.try_start(0, &signal).is_some());
+    }
+
+    #[test]
+    fn a_failure_ends_the_epoch_once() {
+        let device = Device::new("d", 2);
+        let epoch = device.epoch();
+        device.fail(epoch, "EIO");
+        device.fail(epoch, "EIO again");
+        assert_eq!((device.epoch(), device.failure().as_deref()), (epoch + 1, Some("EIO")));
+        device.probed();
+        assert_eq!(device.failure(), None);
+    }
+}

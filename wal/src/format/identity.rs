@@ -1,0 +1,153 @@
+//! Identity of a data directory: whose it is, and which other directories belong to the same channel.
+//!
+//! An empty mount point has none, so a disk that is not there cannot be mistaken for an empty queue.
+
+use super::{Classified, Damage, FEATURES_KNOWN, VERSION, layout};
+use crate::checksum::crc32c;
+use crate::limits::{MEMBERS_MAX, PAGE};
+
+const MAGIC_BYTES: [u8; 8] = *b"PNSTKDIR";
+const MEMBER_LEN: usize = 120;
+const HINT_LEN: usize = MEMBER_LEN - 16 - 2;
+
+layout! { PAGE;
+    MAGIC = "magic": 8,
+    FORMAT_VERSION = "version": 2,
+    FLAGS = "flags": 2,
+    FEATURES = "features": 4,
+    CHANNEL = "channel": 16,
+    LOG = "log": 16,
+    GENERATION = "generation": 8,
+    CREATED_MS = "created_ms": 8,
+    SYNC_METHOD = "sync_method": 2,
+    DEPTH = "depth": 2,
+    CALIBRATION = "calibration": 60,
+    MEMBER_COUNT = "member_count": 2,
+    ZERO = "zero": 122,
+    MEMBERS = "members": MEMBERS_MAX * MEMBER_LEN,
+    CHECKSUM = "checksum": 4,
+}
+
+/// A directory that holds a part of the channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub log: [u8; 16],
+    /// The end of its path when it joined: only for messages.
+    pub hint: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub channel: [u8; 16],
+    pub log: [u8; 16],
+    /// Grows with each change of the members; the highest one is right.
+    pub generation: u64,
+    pub created_ms: u64,
+    pub members: Vec<Member>,
+}
+
+impl Identity {
+    pub fn encode(&self) -> [u8; PAGE] {
+        assert!(self.members.len() <= MEMBERS_MAX);
+        let mut page = [0; PAGE];
+        MAGIC.put(&mut page, &MAGIC_BYTES);
+        FORMAT_VERSION.put(&mut page, &VERSION.to_le_bytes());
+        CHANNEL.put(&mut page, &self.channel);
+        LOG.put(&mut page, &self.log);
+        GENERATION.put(&mut page, &self.generation.to_le_bytes());
+        CREATED_MS.put(&mut page, &self.created_ms.to_le_bytes());
+        MEMBER_COUNT.put(&mut page, &(self.members.len() as u16).to_le_bytes());
+        for (index, member) in self.members.iter().enumerate() {
+            let at = MEMBERS.offset + index * MEMBER_LEN;
+            page[at..at + 16].copy_from_slice(&member.log);
+            let hint = end_of(&member.hint);
+            page[at + 16..at + 18].copy_from_slice(&(hint.len() as u16).to_le_bytes());
+            page[at + 18..at + 18 + hint.len()].copy_from_slice(hint.as_bytes());
+        }
+        let checksum = crc32c(&page[..CHECKSUM.offset]);
+        CHECKSUM.put(&mut page, &checksum.to_le_bytes());
+        page
+    }
+
+    pub fn classify(page: &[u8; PAGE]) -> Classified<Identity> {
+        if page.iter().all(|&byte| byte == 0) {
+            return Classified::Absent;
+        }
+        match Identity::decode(page) {
+            Ok(identity) => Classified::Present(identity),
+            Err(damage) => Classified::Damaged(damage),
+        }
+    }
+
+    fn decode(page: &[u8; PAGE]) -> Result<Identity, Damage> {
+        if MAGIC.get(page) != MAGIC_BYTES {
+            return Err(Damage::Magic);
+        }
+        if CHECKSUM.u32(page) != crc32c(&page[..CHECKSUM.offset]) {
+            return Err(Damage::Checksum);
+        }
+        let (found, features) = (FORMAT_VERSION.u16(page), FEATURES.u32(page));
+        if found != VERSION || features & !FEATURES_KNOWN != 0 {
+            return Err(Damage::Version { found, features });
+        }
+        let count = MEMBER_COUNT.u16(page) as usize;
+        if count > MEMBERS_MAX {
+            return Err(Damage::Value("member_count"));
+        }
+        let members = (0..count).map(|index| {
+            let member = &page[MEMBERS.offset + index * MEMBER_LEN..][..MEMBER_LEN];
+            let mut log = [0; 16];
+            log.copy_from_slice(&member[..16]);
+            let len = u16::from_le_bytes([member[16], member[17]]) as usize;
+            let hint = member[18..].get(..len).ok_or(Damage::Value("members"))?;
+            let hint = std::str::from_utf8(hint).map_err(|_| Damage::Value("members"))?.to_owned();
+            Ok(Member { log, hint })
+        });
+        Ok(Identity {
+            channel: CHANNEL.array(page),
+            log: LOG.array(page),
+            generation: GENERATION.u64(page),
+            created_ms: CREATED_MS.u64(page),
+            members: members.collect::<Result<_, Damage>>()?,
+        })
+    }
+}
+
+/// The last bytes of a path that fit a hint, cut between characters.
+fn end_of(path: &str) -> &str {
+    let mut start = path.len().saturating_sub(HINT_LEN);
+    while !path.is_char_boundary(start) {
+        start += 1;
+    }
+    &path[start..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_comes_back_and_every_bit_flip_is_noticed() {
+        let member = |hint: &str| Member { log: [4; 16], hint: hint.to_owned() };
+        let identity = Identity {
+            channel: [1; 16],
+            log: [2; 16],
+            generation: 3,
+            created_ms: 4,
+            members: vec![member("/data/1"), member("")],
+        };
+        let whole = identity.encode();
+        assert_eq!(Identity::classify(&whole), Classified::Present(identity));
+        for bit in 0..PAGE * 8 {
+            let mut page = whole;
+            page[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(Identity::classify(&page), Classified::Damaged(_)), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_long_path_keeps_its_end() {
+        let path = format!("/{}/penstock", "ä".repeat(200));
+        assert!(end_of(&path).len() <= HINT_LEN && end_of(&path).ends_with("/penstock"));
+    }
+}

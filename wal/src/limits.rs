@@ -1,0 +1,54 @@
+//! Every size and count of the log, with its reason. Relations are checked when this compiles.
+
+/// Unit of alignment: the largest logical block of current disks. A sector that holds acknowledged bytes is never
+/// written again, because nothing shares a page.
+pub const PAGE: usize = 4096;
+
+/// An incarnation header, written twice in a row so that one rotten page does not cost the segment.
+pub const INCARNATION_HEADER: usize = 2 * PAGE;
+
+/// A segment holds at least its header and one page of frames.
+pub const SEGMENT_MIN: u64 = (INCARNATION_HEADER + PAGE) as u64;
+
+/// Default length of a segment: long enough that a roll is rare, short enough that space comes back soon.
+pub const SEGMENT_DEFAULT: u64 = 64 << 20;
+
+/// The first segment of a log is short, because the first put waits until it is zeroed.
+pub const SEGMENT_FIRST: u64 = 4 << 20;
+
+/// Longest segment: frame offsets keep room in 32 bits of pages.
+pub const SEGMENT_MAX: u64 = 1 << 30;
+
+/// Frames grow to this under load: writes of this size reach a disk's full bandwidth.
+pub const FRAME_TARGET: usize = 256 << 10;
+
+/// Longest frame, and so the longest transaction: it must fit a buffer and stay far below a segment.
+pub const FRAME_MAX: usize = 32 << 20;
+
+/// Bytes of one log that may be in flight at once. Recovery looks for whole frames beyond a torn one this far.
+pub const IN_FLIGHT_MAX: u64 = 2 * FRAME_MAX as u64;
+
+/// Writes in flight on one device: queue depth, not the system call, buys throughput.
+pub const DEPTH_DEFAULT: usize = 4;
+
+/// While a write is in flight another one starts only when this much waits: otherwise frames stay tiny.
+pub const OVERLAP_MIN: usize = 64 << 10;
+
+/// Fences that one incarnation header has room for.
+pub const FENCES_MAX: usize = 64;
+
+/// Data directories of one channel: what an identity page has room for.
+pub const MEMBERS_MAX: usize = 32;
+
+/// Sections in one frame: more is a damaged or hostile frame.
+pub const SECTIONS_MAX: usize = 1 << 20;
+
+const _: () = assert!(FRAME_TARGET.is_multiple_of(PAGE) && FRAME_MAX.is_multiple_of(PAGE));
+const _: () = assert!(SEGMENT_FIRST >= SEGMENT_MIN && SEGMENT_DEFAULT >= SEGMENT_FIRST);
+const _: () = assert!(FRAME_MAX as u64 + INCARNATION_HEADER as u64 <= SEGMENT_DEFAULT);
+const _: () = assert!(OVERLAP_MIN <= FRAME_TARGET);
+
+/// `len` rounded up to whole pages.
+pub const fn pages(len: usize) -> usize {
+    len.div_ceil(PAGE) * PAGE
+}

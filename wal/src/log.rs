@@ -1,0 +1,700 @@
+//! A log: one channel in one directory, as a state machine.
+//!
+//! It sees descriptors, never payload, and does no I/O: it hands out reservations and chores, and is told how they
+//! ended. It promises that no position and no nonce is given twice, that frames become durable in order, and that
+//! after a failure nothing unacknowledged counts any more.
+//!
+//! ```text
+//! reserve ─► (seal, write) ─► complete ─► durable, in order            next_chore ─► (run) ─► chore_done
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::format::frame::{self, FrameHeader, Mark};
+use crate::format::incarnation::{Fence, IncarnationHeader, KeyReference};
+use crate::io::buffer::Buffer;
+use crate::io::{Access, Dir, File, durable};
+use crate::limits::{
+    FENCES_MAX, FRAME_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, PAGE, SEGMENT_FIRST, SEGMENT_MAX, SEGMENT_MIN,
+};
+use crate::planted::{self, Bug};
+use crate::seal::{ChannelKey, FrameKey, Random};
+use crate::segment::{Incarnation, Segment};
+
+/// What a log needs to know once.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    pub channel: [u8; 16],
+    pub log: [u8; 16],
+    pub segment_len: u64,
+    pub key: Option<ChannelKey>,
+    /// Drained segments kept for reuse.
+    pub spare_segments: usize,
+    /// Free bytes of the file system that allocation leaves alone.
+    pub reserve_bytes: u64,
+}
+
+/// What a frame will hold, known before it has a place.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameRequest {
+    pub body_len: usize,
+    pub first_seq: u64,
+    pub seq_count: u32,
+    pub durable_seq: u64,
+    pub floor: u64,
+    pub now_ms: u64,
+    pub witness: bool,
+}
+
+/// A place, a nonce and the marks of one frame; never given twice.
+#[derive(Debug, Clone)]
+pub struct Reservation {
+    /// Grows by one with each reservation of the log.
+    pub id: u64,
+    pub header: FrameHeader,
+    pub file: Arc<dyn File>,
+    pub key: Option<Arc<FrameKey>>,
+    /// The device's epoch it belongs to.
+    pub epoch: u64,
+}
+
+/// Why there is no reservation now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// A segment is being prepared, or a chore will prepare one.
+    NeedsSegment,
+    /// As many bytes are in flight as recovery would look through.
+    InFlight,
+    /// The log has failed and takes nothing until it is reopened.
+    Failed,
+}
+
+/// What a completed write changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// Earlier frames are still in flight.
+    Waits,
+    /// These frames are durable now, in order.
+    Durable(Vec<u64>),
+    /// These frames are of unknown outcome and will not count.
+    Failed(Vec<u64>),
+    /// The frame had failed already.
+    Late,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: u64,
+    ordinal: u64,
+    incarnation: u64,
+    end: u64,
+    stored_len: u64,
+    done: bool,
+    header: FrameHeader,
+}
+
+#[derive(Debug)]
+struct Open {
+    ordinal: u64,
+    incarnation: u64,
+    next_offset: u64,
+    segment_end: u64,
+    next_number: u64,
+    previous_end: u64,
+    key: Option<Arc<FrameKey>>,
+    file: Arc<dyn File>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    header: IncarnationHeader,
+    key: Option<Arc<FrameKey>>,
+    file: Arc<dyn File>,
+}
+
+/// Work with files that must not happen under a lock.
+#[derive(Debug)]
+pub enum Chore {
+    /// Make a segment (or take a spare one) and write an incarnation header.
+    Prepare { header: IncarnationHeader, place: Place, reserve_bytes: u64 },
+    /// Make a spare segment: with it, settlements have room even when the disk is full.
+    Reserve { slot: u64, len: u64, reserve_bytes: u64 },
+    /// Remove a drained segment.
+    Remove { slot: u64 },
+    /// Find out whether a failed device takes writes again.
+    Probe,
+}
+
+#[derive(Debug)]
+pub enum Place {
+    /// A new file of the header's length.
+    New,
+    /// A drained file of the right length.
+    Spare(Arc<dyn File>),
+    /// Behind the frames of an earlier run, in a segment that has room left.
+    Behind(Arc<dyn File>),
+}
+
+/// How a chore ended.
+#[derive(Debug)]
+pub enum ChoreDone {
+    Prepared { header: IncarnationHeader, file: Arc<dyn File> },
+    Reserved { slot: u64, len: u64, file: Arc<dyn File> },
+    Removed,
+    Probed,
+}
+
+pub const PROBE: &str = "probe";
+
+/// The file name of a slot.
+pub fn slot_name(slot: u64) -> String {
+    format!("segment-{slot:010}")
+}
+
+/// The slot number of a file name.
+pub fn slot_of(name: &str) -> Option<u64> {
+    name.strip_prefix("segment-")?.parse().ok().filter(|slot| slot_name(*slot) == name)
+}
+
+impl Chore {
+    /// Does the work. Blocks.
+    pub fn run(&self, dir: &dyn Dir) -> io::Result<ChoreDone> {
+        match self {
+            Chore::Prepare { header, place, reserve_bytes } => {
+                let file = match place {
+                    Place::New => allocate(dir, header.slot, header.segment_len, *reserve_bytes)?,
+                    Place::Spare(file) | Place::Behind(file) => Arc::clone(file),
+                };
+                let mut pages = Buffer::zeroed(INCARNATION_HEADER)?;
+                let page = header.encode();
+                pages[..PAGE].copy_from_slice(&page);
+                pages[PAGE..].copy_from_slice(&page);
+                file.write_durable_at(&pages, header.offset)?;
+                Ok(ChoreDone::Prepared { header: header.clone(), file })
+            }
+            Chore::Reserve { slot, len, reserve_bytes } => {
+                let file = allocate(dir, *slot, *len, *reserve_bytes)?;
+                Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
+            }
+            Chore::Remove { slot } => {
+                durable::remove(dir, &slot_name(*slot))?;
+                Ok(ChoreDone::Removed)
+            }
+            Chore::Probe => {
+                durable::put(dir, PROBE, &[1; PAGE])?;
+                durable::remove(dir, PROBE)?;
+                Ok(ChoreDone::Probed)
+            }
+        }
+    }
+}
+
+fn allocate(dir: &dyn Dir, slot: u64, len: u64, reserve_bytes: u64) -> io::Result<Arc<dyn File>> {
+    let (free, needed) = (dir.free_bytes()?, len.saturating_add(reserve_bytes));
+    if free < needed {
+        let detail = format!("{}: {free} bytes are free; a segment and the reserve need {needed}", dir.name());
+        return Err(io::Error::new(io::ErrorKind::StorageFull, detail));
+    }
+    durable::put_zeroed(dir, &slot_name(slot), len)
+}
+
+/// The state of one log.
+#[derive(Debug)]
+pub struct Log {
+    options: LogOptions,
+    device: Arc<Device>,
+    epoch: u64,
+    failure: Option<String>,
+    segments: VecDeque<Segment>,
+    open: Option<Open>,
+    ready: Option<Prepared>,
+    /// A chore is out.
+    busy: bool,
+    /// The last attempt to allocate failed, and the next waits for a retry.
+    blocked: Option<String>,
+    /// Bytes that the next segment must have room for.
+    wanted: usize,
+    in_flight: VecDeque<InFlight>,
+    in_flight_bytes: u64,
+    /// Writes of failed frames that have not returned yet: their segments must not be reused before.
+    late: usize,
+    durable: Mark,
+    next_id: u64,
+    next_ordinal: u64,
+    next_slot: u64,
+    oldest_ordinal: u64,
+    spares: Vec<(u64, u64, Arc<dyn File>)>,
+    removals: Vec<u64>,
+    fences: Vec<Fence>,
+    unclean: bool,
+    /// Where the first incarnation of this run may stand behind those of earlier runs.
+    resume: Option<(u64, u64)>,
+}
+
+/// What recovery found, to go on from.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    pub segments: Vec<Segment>,
+    /// Slots without live frames that may be used again, with their lengths.
+    pub spares: Vec<(u64, u64, Arc<dyn File>)>,
+    /// Slots that may not: of another length, or with plaintext in an encrypted channel.
+    pub removals: Vec<u64>,
+    /// Verdict on earlier incarnations, to be written with the next header.
+    pub fences: Vec<Fence>,
+    /// Something was torn, so that the verdict must be durable before anything is served.
+    pub unclean: bool,
+    pub next_ordinal: u64,
+    pub next_slot: u64,
+    pub oldest_ordinal: u64,
+    /// Ordinal and offset where a new incarnation may stand.
+    pub resume: Option<(u64, u64)>,
+}
+
+impl Log {
+    pub fn new(options: LogOptions, device: Arc<Device>, recovered: Recovered) -> Log {
+        assert!((SEGMENT_MIN..=SEGMENT_MAX).contains(&options.segment_len));
+        let epoch = device.epoch();
+        let durable = recovered.segments.last().map_or(Mark::default(), |segment| Mark {
+            ordinal: segment.ordinal,
+            offset: segment.incarnations.iter().map(|incarnation| incarnation.end).max().unwrap_or_default(),
+        });
+        Log {
+            epoch,
+            device,
+            failure: None,
+            segments: recovered.segments.into(),
+            open: None,
+            ready: None,
+            busy: false,
+            blocked: None,
+            wanted: 0,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            late: 0,
+            durable,
+            next_id: 0,
+            next_ordinal: recovered.next_ordinal,
+            next_slot: recovered.next_slot,
+            oldest_ordinal: recovered.oldest_ordinal,
+            spares: recovered.spares,
+            removals: recovered.removals,
+            fences: recovered.fences,
+            unclean: recovered.unclean,
+            resume: recovered.resume,
+            options,
+        }
+    }
+
+    pub fn id(&self) -> [u8; 16] {
+        self.options.log
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Why the log takes no frames, if it does not.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Why no segment could be allocated, if that was the last thing that happened.
+    pub fn blocked(&self) -> Option<&str> {
+        self.blocked.as_deref()
+    }
+
+    /// How far this log is durable.
+    pub fn durable(&self) -> Mark {
+        self.durable
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
+    }
+
+    /// Bytes of files that the log holds.
+    pub fn disk_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len).sum()
+    }
+
+    pub fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Writes that may still touch its files: open reservations and late ones.
+    pub fn is_settled(&self) -> bool {
+        self.in_flight.is_empty() && self.late == 0 && !self.busy
+    }
+
+    /// The longest body that fits a frame of this log.
+    pub fn body_max(&self) -> usize {
+        let room = self.options.segment_len as usize - INCARNATION_HEADER;
+        room.min(FRAME_MAX) - frame::HEADER - frame::TAG
+    }
+
+    /// Notices that another log's write ended the epoch of the device. Returns frames that failed with it.
+    pub fn check_epoch(&mut self) -> Vec<u64> {
+        if self.failure.is_none() && self.device.epoch() != self.epoch {
+            let cause = self.device.failure().unwrap_or_else(|| "the device failed".to_owned());
+            return self.fail(&cause);
+        }
+        Vec::new()
+    }
+
+    /// Gives a frame its place, nonce and marks, in one step.
+    pub fn reserve(&mut self, request: &FrameRequest) -> Result<Reservation, Refused> {
+        if self.failure.is_some() || self.device.epoch() != self.epoch || self.device.failure().is_some() {
+            return Err(Refused::Failed);
+        }
+        let stored_len = frame::stored_len(request.body_len, self.options.key.is_some());
+        assert!(stored_len <= FRAME_MAX, "a frame of {stored_len} bytes: the gatherer respects body_max()");
+        if self.in_flight_bytes + stored_len as u64 > IN_FLIGHT_MAX {
+            return Err(Refused::InFlight);
+        }
+        if !self.open.as_ref().is_some_and(|open| open.next_offset + stored_len as u64 <= open.segment_end) {
+            self.roll(stored_len, request.seq_count > 0)?;
+        }
+        let open = self.open.as_mut().expect("rolled to an incarnation with room");
+        let header = FrameHeader {
+            encrypted: open.key.is_some(),
+            witness: request.witness,
+            incarnation: open.incarnation,
+            ordinal: open.ordinal,
+            offset: open.next_offset,
+            number: open.next_number,
+            stored_len: stored_len as u32,
+            body_len: request.body_len as u32,
+            first_seq: request.first_seq,
+            seq_count: request.seq_count,
+            durable: self.durable,
+            previous_end: open.previous_end,
+            durable_seq: request.durable_seq,
+            floor: request.floor,
+            oldest_ordinal: self.oldest_ordinal,
+            written_ms: request.now_ms,
+        };
+        open.next_offset += stored_len as u64;
+        if !planted::is(Bug::ReuseNonce) {
+            open.next_number += 1;
+        }
+        let reservation = Reservation {
+            id: self.next_id,
+            header: header.clone(),
+            file: Arc::clone(&open.file),
+            key: open.key.clone(),
+            epoch: self.epoch,
+        };
+        self.next_id += 1;
+        self.in_flight_bytes += stored_len as u64;
+        self.in_flight.push_back(InFlight {
+            id: reservation.id,
+            ordinal: header.ordinal,
+            incarnation: header.incarnation,
+            end: header.end(),
+            stored_len: stored_len as u64,
+            done: false,
+            header,
+        });
+        Ok(reservation)
+    }
+
+    /// Turns to the prepared segment.
+    fn roll(&mut self, stored_len: usize, takes_events: bool) -> Result<(), Refused> {
+        // Events leave the last spare alone, so that settlements, and with them the way out of a full disk, have room.
+        if takes_events && self.spares.is_empty() && self.open.is_some() {
+            self.wanted = self.wanted.max(stored_len);
+            return Err(Refused::NeedsSegment);
+        }
+        let fits = |prepared: &Prepared| {
+            prepared.header.offset + (INCARNATION_HEADER + stored_len) as u64 <= prepared.header.segment_len
+        };
+        if !self.ready.as_ref().is_some_and(fits) {
+            self.wanted = self.wanted.max(stored_len);
+            return Err(Refused::NeedsSegment);
+        }
+        let prepared = self.ready.take().expect("it was just looked at");
+        let header = prepared.header;
+        let previous_end = self.open.as_ref().map_or(0, |open| open.next_offset);
+        let start = header.offset + INCARNATION_HEADER as u64;
+        let incarnation = Incarnation {
+            id: header.incarnation,
+            start,
+            end: start,
+            encrypted: prepared.key.is_some(),
+            key: prepared.key.clone(),
+            holes: Vec::new(),
+        };
+        match self.segments.back_mut().filter(|segment| segment.ordinal == header.ordinal) {
+            Some(segment) => segment.incarnations.push(incarnation),
+            None => {
+                let file = Arc::clone(&prepared.file);
+                let mut segment = Segment::new(header.ordinal, header.slot, header.segment_len, file);
+                segment.incarnations.push(incarnation);
+                self.segments.push_back(segment);
+            }
+        }
+        self.open = Some(Open {
+            ordinal: header.ordinal,
+            incarnation: header.incarnation,
+            next_offset: start,
+            segment_end: header.segment_len,
+            next_number: 0,
+            // Another run's frames are fenced, not continued.
+            previous_end,
+            key: prepared.key,
+            file: prepared.file,
+        });
+        Ok(())
+    }
+
+    /// A reserved frame was written and synced, or was not.
+    pub fn complete(&mut self, id: u64, epoch: u64, result: Result<(), &str>) -> Completion {
+        let Some(place) = self.in_flight.iter().position(|frame| frame.id == id) else {
+            self.late -= 1;
+            return Completion::Late;
+        };
+        let cause = match result {
+            Err(cause) => {
+                self.device.fail(epoch, cause);
+                Some(cause.to_owned())
+            }
+            // The device failed under another write: whether this one is durable is anybody's guess.
+            Ok(()) if self.device.epoch() != epoch => Some(self.device.failure().unwrap_or_default()),
+            Ok(()) => None,
+        };
+        if let Some(cause) = cause {
+            let failed = self.fail(&cause);
+            // This one has returned; the others will.
+            self.late -= 1;
+            return Completion::Failed(failed);
+        }
+        self.in_flight[place].done = true;
+        let mut durable = Vec::new();
+        while self.in_flight.front().is_some_and(|frame| frame.done) {
+            let frame = self.in_flight.pop_front().expect("just seen");
+            self.durable = Mark { ordinal: frame.ordinal, offset: frame.end };
+            self.in_flight_bytes -= frame.stored_len;
+            if let Some(segment) = self.segments.iter_mut().rev().find(|segment| segment.ordinal == frame.ordinal) {
+                segment.note(&frame.header);
+            }
+            durable.push(frame.id);
+        }
+        if durable.is_empty() { Completion::Waits } else { Completion::Durable(durable) }
+    }
+
+    /// Closes the incarnation for good: what is not durable will not count, whatever the disk says later.
+    fn fail(&mut self, cause: &str) -> Vec<u64> {
+        self.failure = Some(cause.to_owned());
+        self.late += self.in_flight.iter().filter(|frame| !frame.done).count();
+        // An unsealed header may be on disk already; nothing was submitted under it.
+        let mut touched: Vec<(u64, u64)> =
+            self.in_flight.iter().map(|frame| (frame.ordinal, frame.incarnation)).collect();
+        if let Some(open) = self.open.take() {
+            touched.push((open.ordinal, open.incarnation));
+        }
+        touched.dedup();
+        for (ordinal, incarnation) in touched {
+            let segment = self.segments.iter().find(|segment| segment.ordinal == ordinal);
+            let end = segment
+                .and_then(|segment| segment.incarnations.iter().find(|found| found.id == incarnation))
+                .map_or(0, |found| found.end);
+            self.fences.push(Fence { ordinal, incarnation, end, hole_start: 0, hole_end: 0 });
+        }
+        // Its header has no fence for what failed just now.
+        self.discard_ready();
+        self.resume = None;
+        self.in_flight_bytes = 0;
+        self.in_flight.drain(..).map(|frame| frame.id).collect()
+    }
+
+    /// The next piece of work with files. `needed` says that frames wait for a segment, `retry` that a blocked
+    /// allocation or a failed device may be tried again.
+    pub fn next_chore(&mut self, random: &dyn Random, needed: bool, retry: bool, now_ms: u64) -> Option<Chore> {
+        if self.busy {
+            return None;
+        }
+        if self.failure.is_some() {
+            self.busy = retry;
+            return retry.then_some(Chore::Probe);
+        }
+        if let Some(slot) = self.removals.pop() {
+            self.busy = true;
+            return Some(Chore::Remove { slot });
+        }
+        if self.blocked.is_some() && !retry {
+            return None;
+        }
+        // Ahead of need: once half of the open segment is used.
+        let ahead = self.open.as_ref().is_some_and(|open| open.next_offset * 2 > open.segment_end);
+        let fits = |prepared: &Prepared| {
+            prepared.header.offset + (INCARNATION_HEADER + self.wanted) as u64 <= prepared.header.segment_len
+        };
+        if !self.ready.as_ref().is_some_and(fits)
+            && (ahead || (needed && (self.wanted > 0 || self.open.is_none())) || self.needs_verdict())
+        {
+            self.busy = true;
+            return Some(self.prepare(random, now_ms));
+        }
+        if self.spares.is_empty() && self.open.is_some() {
+            self.busy = true;
+            let slot = self.next_slot;
+            self.next_slot += 1;
+            let len = self.options.segment_len.max((INCARNATION_HEADER + self.wanted) as u64);
+            return Some(Chore::Reserve { slot, len, reserve_bytes: self.options.reserve_bytes });
+        }
+        None
+    }
+
+    fn prepare(&mut self, random: &dyn Random, now_ms: u64) -> Chore {
+        let needed = (INCARNATION_HEADER + self.wanted) as u64;
+        let resume = self.resume.take().and_then(|(ordinal, offset)| {
+            let segment = self.segments.back().filter(|segment| segment.ordinal == ordinal)?;
+            (offset + needed.max(SEGMENT_MIN) <= segment.len).then_some((segment, offset))
+        });
+        let (ordinal, slot, offset, segment_len, place) = if let Some((segment, offset)) = resume {
+            (segment.ordinal, segment.slot, offset, segment.len, Place::Behind(Arc::clone(&segment.file)))
+        } else {
+            let ordinal = self.next_ordinal;
+            self.next_ordinal += 1;
+            let first = self.segments.is_empty() && self.spares.is_empty();
+            let usual = if first { SEGMENT_FIRST.min(self.options.segment_len) } else { self.options.segment_len };
+            if let Some(index) = self.spares.iter().position(|(_, len, _)| *len >= needed) {
+                let (slot, len, file) = self.spares.swap_remove(index);
+                (ordinal, slot, 0, len, Place::Spare(file))
+            } else {
+                let slot = self.next_slot;
+                self.next_slot += 1;
+                (ordinal, slot, 0, usual.max(needed), Place::New)
+            }
+        };
+        let mut numbers = [0; 8 + 32];
+        random.fill(&mut numbers);
+        let (incarnation, salt) = numbers.split_at(8);
+        let mut header = IncarnationHeader {
+            channel: self.options.channel,
+            log: self.options.log,
+            slot,
+            ordinal,
+            offset,
+            segment_len,
+            incarnation: u64::from_le_bytes(incarnation.try_into().expect("eight bytes")),
+            in_flight_max: IN_FLIGHT_MAX,
+            created_ms: now_ms,
+            salt: salt.try_into().expect("thirty-two bytes"),
+            key: None,
+            fences: self.fences.clone(),
+        };
+        if let Some(key) = &self.options.key {
+            let (_, check) = key.derive(&header.salt);
+            header.key = Some(KeyReference { id: key.id().to_owned(), check });
+        }
+        Chore::Prepare { header, place, reserve_bytes: self.options.reserve_bytes }
+    }
+
+    /// A chore ended. An error to allocate blocks the log until the next attempt; other errors fail its device.
+    pub fn chore_done(&mut self, chore: Chore, result: io::Result<ChoreDone>) {
+        self.busy = false;
+        match (chore, result) {
+            (_, Ok(ChoreDone::Prepared { header, file, .. })) => {
+                self.blocked = None;
+                if self.failure.is_some() {
+                    // Its fences are from before the failure.
+                    self.discard(&header);
+                    return;
+                }
+                // One that was too short for what waits now goes back.
+                self.discard_ready();
+                self.wanted = 0;
+                let key = self.options.key.as_ref().map(|key| Arc::new(key.derive(&header.salt).0));
+                self.ready = Some(Prepared { header, key, file });
+            }
+            (_, Ok(ChoreDone::Reserved { slot, len, file })) => {
+                self.blocked = None;
+                self.spares.push((slot, len, file));
+            }
+            (_, Ok(ChoreDone::Removed)) => {}
+            (_, Ok(ChoreDone::Probed)) => {
+                if self.fences.len() < FENCES_MAX {
+                    self.device.probed();
+                    self.epoch = self.device.epoch();
+                    self.failure = None;
+                    self.blocked = None;
+                }
+            }
+            (chore @ (Chore::Prepare { .. } | Chore::Reserve { .. }), Err(error)) => {
+                self.blocked = Some(error.to_string());
+                let new = !matches!(chore, Chore::Prepare { place: Place::Spare(_) | Place::Behind(_), .. });
+                let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                // A full disk costs nothing but the attempt; any other failure leaves the device in doubt.
+                if !(new && full) {
+                    self.device.fail(self.epoch, &error.to_string());
+                }
+            }
+            (Chore::Remove { slot }, Err(error)) => {
+                // The next start finds the segment below the oldest ordinal and takes it as a spare.
+                tracing::warn!(slot, %error, "cannot remove a drained segment; the next start will");
+            }
+            (Chore::Probe, Err(error)) => self.failure = Some(error.to_string()),
+        }
+    }
+
+    fn discard_ready(&mut self) {
+        if let Some(unused) = self.ready.take() {
+            self.discard(&unused.header);
+        }
+    }
+
+    /// Gives a prepared place back unused; never the segment of an earlier run that it stands in.
+    fn discard(&mut self, header: &IncarnationHeader) {
+        if header.offset == 0 {
+            self.removals.push(header.slot);
+        }
+    }
+
+    /// Whether the verdict of recovery must be written before anything is served. Ask for chores until it is not.
+    pub fn needs_verdict(&self) -> bool {
+        self.unclean && self.ready.is_none() && self.open.is_none()
+    }
+
+    /// The oldest segment, if `drained` says so of its events and nothing of it is in use.
+    pub fn retirable(&self, drained: impl FnOnce(&Segment) -> bool) -> Option<u64> {
+        let segment = self.segments.front()?;
+        let in_use = self.open.as_ref().is_some_and(|open| open.ordinal == segment.ordinal)
+            || self.ready.as_ref().is_some_and(|ready| ready.header.ordinal == segment.ordinal)
+            || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
+            || self.segments.len() == 1
+            || self.late > 0;
+        (!in_use && self.failure.is_none() && drained(segment)).then_some(segment.ordinal)
+    }
+
+    /// Announces in all further frames that `ordinal` is given back. Once one of them is durable, call
+    /// [`release`](Log::release).
+    pub fn retire(&mut self, ordinal: u64) {
+        self.oldest_ordinal = self.oldest_ordinal.max(ordinal + 1);
+    }
+
+    /// Gives back the oldest segment: kept as a spare, or removed.
+    pub fn release(&mut self, ordinal: u64) {
+        assert!(ordinal < self.oldest_ordinal, "retired before it is released");
+        let Some(segment) = self.segments.pop_front_if(|segment| segment.ordinal == ordinal) else { return };
+        self.fences.retain(|fence| fence.ordinal > ordinal);
+        // No plaintext stays behind once the channel is encrypted.
+        let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
+        let reusable = !(was_plain && self.options.key.is_some())
+            && segment.len == self.options.segment_len
+            && self.spares.len() < self.options.spare_segments;
+        if reusable {
+            self.spares.push((segment.slot, segment.len, segment.file));
+        } else {
+            self.removals.push(segment.slot);
+        }
+    }
+
+    /// Opens a slot's file for reading and writing; for recovery.
+    pub fn open_slot(dir: &dyn Dir, slot: u64) -> io::Result<Arc<dyn File>> {
+        dir.open(&slot_name(slot), Access::ReadWrite)
+    }
+}

@@ -1,0 +1,423 @@
+//! Recovery: what a log has on its disk, decided from evidence and from the disk itself.
+//!
+//! The page cache is not trusted: every live segment is synced and its cached pages are dropped before it is read, for
+//! frames that were never synced look fine after a kill and vanish in the next power cut. Segments are read newest
+//! first, so that the fences of later incarnations are known when earlier ones are read, and memory stays bounded by
+//! one segment. `docs/recovery.md` has the table of cases.
+
+pub mod cases;
+pub mod scan;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::format::frame::{FrameHeader, Mark};
+use crate::format::incarnation::Fence;
+use crate::format::section::{self, LogMark};
+use crate::format::{Classified, Damage};
+use crate::io::{Access, Dir, File};
+use crate::limits::{FENCES_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, PAGE};
+use crate::log::{Recovered, slot_of};
+use crate::seal::ChannelKey;
+use crate::segment::{Incarnation, Segment};
+use cases::{Case, Content, Evidence, FenceSays, Position, decide};
+use scan::{IncarnationScan, KeyState, SlotScan, scan_slot};
+
+/// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error("{dir}: {action}: {error}")]
+    Io { dir: String, action: String, error: io::Error },
+    #[error("{dir}, {file}: {damage}")]
+    Version { dir: String, file: String, damage: Damage },
+    #[error("{dir}, {file}: encrypted with key `{key}`, which is not given")]
+    KeyMissing { dir: String, file: String, key: String },
+    #[error("{dir}, {file}: key `{key}` is not the key it was encrypted with")]
+    WrongKey { dir: String, file: String, key: String },
+    #[error("{dir}, {file}: belongs to another channel or directory")]
+    Foreign { dir: String, file: String },
+}
+
+/// A place where the log is not whole, and what that means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub slot: u64,
+    pub ordinal: u64,
+    pub start: u64,
+    pub end: u64,
+    pub content: Content,
+    pub case: Case,
+}
+
+/// A section that the owner of the log asked to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub kind: u16,
+    pub optional: bool,
+    pub payload: Vec<u8>,
+}
+
+/// One log as read, before the marks of other logs are known.
+#[derive(Debug)]
+pub struct LogScan {
+    pub log: [u8; 16],
+    pub dir: String,
+    segments: Vec<ScannedSegment>,
+    spares: Vec<Spare>,
+    lost_headers: Vec<Finding>,
+    fences: Vec<Fence>,
+    next_ordinal: u64,
+    next_slot: u64,
+    oldest_ordinal: u64,
+    /// The highest marks that any frame claims, by log.
+    pub marks: BTreeMap<[u8; 16], Mark>,
+    pub frames: u64,
+    pub bytes_read: u64,
+}
+
+/// A slot without frames that count.
+#[derive(Debug)]
+struct Spare {
+    slot: u64,
+    len: u64,
+    file: Arc<dyn File>,
+    /// There may be events in the clear in it.
+    plain: bool,
+}
+
+#[derive(Debug)]
+struct ScannedSegment {
+    segment: Segment,
+    incarnations: Vec<Outline>,
+    /// What the frames say of the end of the segment before.
+    previous_end: u64,
+}
+
+/// An incarnation without its frames.
+#[derive(Debug)]
+struct Outline {
+    id: u64,
+    in_flight_max: u64,
+    start: u64,
+    frames_end: u64,
+    frames: u64,
+    gaps: Vec<scan::Gap>,
+    tail: Content,
+    tail_end: u64,
+}
+
+/// What is told about each frame that counts, newest segment first.
+pub type Visit<'a> = dyn FnMut(&FrameHeader, &[Kept]) + 'a;
+
+/// Reads one log. `keep` names the kinds of sections that `visit` wants to see; `sync_first` is false only for
+/// inspection, which changes nothing and decides nothing.
+pub fn read_log(
+    dir: &dyn Dir,
+    log: [u8; 16],
+    channel: [u8; 16],
+    keys: &[ChannelKey],
+    sync_first: bool,
+    keep: &dyn Fn(u16) -> bool,
+    visit: &mut Visit<'_>,
+) -> Result<LogScan, RecoverError> {
+    let name = dir.name();
+    let failed = |action: &str, error| RecoverError::Io { dir: name.clone(), action: action.to_owned(), error };
+    let mut scan = LogScan {
+        log,
+        dir: name.clone(),
+        segments: Vec::new(),
+        spares: Vec::new(),
+        lost_headers: Vec::new(),
+        fences: Vec::new(),
+        next_ordinal: 1,
+        next_slot: 1,
+        oldest_ordinal: 0,
+        marks: BTreeMap::new(),
+        frames: 0,
+        bytes_read: 0,
+    };
+    let mut slots = Vec::new();
+    for file_name in dir.list().map_err(|error| failed("list", error))? {
+        let Some(slot) = slot_of(&file_name) else { continue };
+        scan.next_slot = scan.next_slot.max(slot + 1);
+        let access = if sync_first { Access::ReadWrite } else { Access::Read };
+        let file = dir.open(&file_name, access).map_err(|error| failed(&format!("open {file_name}"), error))?;
+        let prepare = || {
+            if sync_first {
+                file.sync()?;
+                file.drop_cache()?;
+            }
+            file.len()
+        };
+        let len = prepare().map_err(|error| failed(&format!("sync {file_name}"), error))?;
+        let first = scan::first_header(&*file, len).map_err(|error| failed(&format!("read {file_name}"), error))?;
+        let version = |damage| RecoverError::Version { dir: name.clone(), file: file_name.clone(), damage };
+        let ordinal = match &first {
+            Classified::Present(header) => {
+                if header.channel != channel || header.log != log || header.slot != slot {
+                    return Err(RecoverError::Foreign { dir: name.clone(), file: file_name });
+                }
+                header.ordinal
+            }
+            Classified::Damaged(damage @ Damage::Version { .. }) => return Err(version(*damage)),
+            Classified::Absent | Classified::Damaged(_) => 0,
+        };
+        slots.push((ordinal, slot, len, file, first));
+    }
+    slots.sort_by_key(|(ordinal, ..)| std::cmp::Reverse(*ordinal));
+    let mut headerless = Vec::new();
+    for (_, slot, len, file, first) in slots {
+        match first {
+            Classified::Present(header) => {
+                scan.next_ordinal = scan.next_ordinal.max(header.ordinal + 1);
+                if header.ordinal < scan.oldest_ordinal {
+                    // Drained: given back before it could be removed, or back from the dead.
+                    scan.spares.push(Spare { slot, len, file, plain: header.key.is_none() });
+                    continue;
+                }
+                let found = scan_slot(file, slot, len, &header, keys, keep)
+                    .map_err(|error| failed(&format!("read segment {slot}"), error))?;
+                scan.take(found, visit)?;
+            }
+            // Zeroed and never used.
+            Classified::Absent => scan.spares.push(Spare { slot, len, file, plain: false }),
+            Classified::Damaged(_) => headerless.push((slot, len, file)),
+        }
+    }
+    for (slot, len, file) in headerless {
+        // A header that was being written when the machine stopped has no frames; one that rotted has.
+        match scan::orphan_frames(&*file, len).map_err(|error| failed(&format!("read segment {slot}"), error))? {
+            Some(ordinal) if ordinal >= scan.oldest_ordinal => {
+                let start = INCARNATION_HEADER as u64;
+                let case = Case::HeaderLost;
+                let content = Content::Damaged;
+                scan.lost_headers.push(Finding { slot, ordinal, start, end: len, content, case });
+                scan.next_ordinal = scan.next_ordinal.max(ordinal + 1);
+            }
+            _ => scan.spares.push(Spare { slot, len, file, plain: true }),
+        }
+    }
+    scan.segments.sort_by_key(|found| found.segment.ordinal);
+    let oldest = scan.oldest_ordinal;
+    let (live, drained): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut scan.segments).into_iter().partition(|found| found.segment.ordinal >= oldest);
+    scan.segments = live;
+    for ScannedSegment { segment, .. } in drained {
+        let plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
+        scan.spares.push(Spare { slot: segment.slot, len: segment.len, file: segment.file, plain });
+    }
+    Ok(scan)
+}
+
+impl LogScan {
+    /// Takes in one segment; those after it are here already.
+    fn take(&mut self, found: SlotScan, visit: &mut Visit<'_>) -> Result<(), RecoverError> {
+        let file_name = crate::log::slot_name(found.slot);
+        for incarnation in &found.incarnations {
+            let (dir, file) = (self.dir.clone(), file_name.clone());
+            match &incarnation.key {
+                KeyState::Plain | KeyState::Here(_) => {}
+                KeyState::Missing(key) => return Err(RecoverError::KeyMissing { dir, file, key: key.clone() }),
+                KeyState::Wrong(key) => return Err(RecoverError::WrongKey { dir, file, key: key.clone() }),
+            }
+            self.fences.extend(&incarnation.header.fences);
+        }
+        self.bytes_read += found.len;
+        let mut segment = Segment::new(found.ordinal, found.slot, found.len, found.file);
+        let mut outlines = Vec::new();
+        let mut previous_end = 0;
+        for incarnation in found.incarnations {
+            let IncarnationScan { header, start, frames, gaps, tail, tail_end, key } = incarnation;
+            let fences: Vec<Fence> = self.fences_of(found.ordinal, header.incarnation).collect();
+            let frames_end = frames.last().map_or(start, |frame| frame.header.end());
+            segment.incarnations.push(Incarnation {
+                id: header.incarnation,
+                start,
+                end: start,
+                encrypted: header.key.is_some(),
+                key: if let KeyState::Here(key) = key { Some(key) } else { None },
+                holes: gaps.iter().map(|gap| (gap.start, gap.end)).collect(),
+            });
+            let outline = Outline {
+                id: header.incarnation,
+                in_flight_max: header.in_flight_max,
+                start,
+                frames_end,
+                frames: frames.len() as u64,
+                gaps,
+                tail,
+                tail_end,
+            };
+            outlines.push(outline);
+            for frame in frames {
+                let header = &frame.header;
+                self.frames += 1;
+                // What a frame testifies is true even if the frame itself does not count.
+                self.mark(self.log, header.durable);
+                previous_end = previous_end.max(header.previous_end);
+                self.oldest_ordinal = self.oldest_ordinal.max(header.oldest_ordinal);
+                for kept in frame.kept.iter().filter(|kept| kept.kind == section::MARKS) {
+                    for LogMark { log, mark } in section::decode_marks(&kept.payload).unwrap_or_default() {
+                        self.mark(log, mark);
+                    }
+                }
+                if fences.iter().all(|fence| fence_says(fence, header.offset) != FenceSays::Cut) {
+                    segment.note(header);
+                    visit(header, &frame.kept);
+                }
+            }
+        }
+        self.segments.push(ScannedSegment { segment, incarnations: outlines, previous_end });
+        Ok(())
+    }
+
+    fn mark(&mut self, log: [u8; 16], mark: Mark) {
+        let known = self.marks.entry(log).or_default();
+        *known = (*known).max(mark);
+    }
+
+    fn fences_of(&self, ordinal: u64, incarnation: u64) -> impl Iterator<Item = Fence> {
+        self.fences.iter().filter(move |fence| fence.ordinal == ordinal && fence.incarnation == incarnation).copied()
+    }
+
+    /// Files of the log, drained ones included.
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().map(|found| &found.segment)
+    }
+
+    /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.
+    pub fn judge(&self, witnessed: Mark) -> Vec<Finding> {
+        let mut findings = self.lost_headers.clone();
+        for (index, found) in self.segments.iter().enumerate() {
+            // Where this segment must reach, by what the next one says.
+            let successor_says = self.segments.get(index + 1).map_or(0, |next| next.previous_end);
+            let reached = match witnessed.ordinal.cmp(&found.segment.ordinal) {
+                std::cmp::Ordering::Less => 0,
+                std::cmp::Ordering::Equal => witnessed.offset,
+                std::cmp::Ordering::Greater => successor_says,
+            };
+            for outline in &found.incarnations {
+                let judge = Judge { scan: self, segment: &found.segment, outline, reached };
+                for gap in &outline.gaps {
+                    judge.region(Position::Gap, gap.start, gap.end, gap.content, &mut findings);
+                }
+                judge.region(Position::Tail, outline.frames_end, outline.tail_end, outline.tail, &mut findings);
+            }
+        }
+        findings
+    }
+
+    /// What the log goes on from, once the findings are accepted.
+    pub fn recovered(self, witnessed: Mark, segment_len: u64, encrypted: bool) -> Recovered {
+        let mut fences = self.fences.clone();
+        let mut unclean = false;
+        for found in &self.segments {
+            for outline in &found.incarnations {
+                let fenced = self.fences_of(found.segment.ordinal, outline.id).next().is_some();
+                if fenced || witnessed.ordinal > found.segment.ordinal || outline.frames == 0 {
+                    continue;
+                }
+                unclean |= outline.tail != Content::Zero || !outline.gaps.is_empty();
+                let fence = |hole: (u64, u64)| Fence {
+                    ordinal: found.segment.ordinal,
+                    incarnation: outline.id,
+                    end: outline.frames_end,
+                    hole_start: hole.0,
+                    hole_end: hole.1,
+                };
+                if outline.gaps.is_empty() {
+                    fences.push(fence((0, 0)));
+                }
+                fences.extend(outline.gaps.iter().map(|gap| fence((gap.start, gap.end))));
+            }
+        }
+        let oldest = self.segments.first().map_or(self.next_ordinal, |found| found.segment.ordinal);
+        fences.retain(|fence| fence.ordinal >= oldest);
+        fences.dedup();
+        // Only the newest fit a header. Older ones are below marks that newer frames carry.
+        let surplus = fences.len().saturating_sub(FENCES_MAX);
+        fences.drain(..surplus);
+        let resume = self.segments.last().and_then(|found| {
+            let last = found.incarnations.last()?;
+            // Behind everything that may have been in flight: no evidence is overwritten.
+            let bound = if last.frames == 0 && last.tail == Content::Zero {
+                last.start
+            } else {
+                last.frames_end + last.in_flight_max.min(found.segment.len)
+            };
+            let clean = last.tail == Content::Zero;
+            let offset = if clean { last.frames_end } else { bound };
+            (offset + (INCARNATION_HEADER + PAGE) as u64 <= found.segment.len)
+                .then_some((found.segment.ordinal, offset))
+        });
+        let usable = |spare: &Spare| spare.len == segment_len && !(encrypted && spare.plain);
+        let (spares, removals): (Vec<_>, Vec<_>) = self.spares.into_iter().partition(usable);
+        Recovered {
+            segments: self.segments.into_iter().map(|found| found.segment).collect(),
+            spares: spares.into_iter().map(|spare| (spare.slot, spare.len, spare.file)).collect(),
+            removals: removals.into_iter().map(|spare| spare.slot).collect(),
+            fences,
+            unclean,
+            next_ordinal: self.next_ordinal,
+            next_slot: self.next_slot,
+            oldest_ordinal: self.oldest_ordinal,
+            resume,
+        }
+    }
+}
+
+fn fence_says(fence: &Fence, offset: u64) -> FenceSays {
+    if offset >= fence.end || (fence.hole_start..fence.hole_end).contains(&offset) {
+        FenceSays::Cut
+    } else {
+        FenceSays::Counts
+    }
+}
+
+struct Judge<'a> {
+    scan: &'a LogScan,
+    segment: &'a Segment,
+    outline: &'a Outline,
+    reached: u64,
+}
+
+impl Judge<'_> {
+    /// Cuts a region at the borders where the evidence changes, and decides about each piece.
+    fn region(&self, position: Position, start: u64, end: u64, content: Content, findings: &mut Vec<Finding>) {
+        let fences: Vec<Fence> = self.scan.fences_of(self.segment.ordinal, self.outline.id).collect();
+        let mut borders = vec![start, end, self.reached.clamp(start, end)];
+        for fence in &fences {
+            borders.extend([fence.end, fence.hole_start, fence.hole_end].map(|border| border.clamp(start, end)));
+        }
+        borders.sort_unstable();
+        borders.dedup();
+        for piece in borders.windows(2) {
+            let (piece_start, piece_end) = (piece[0], piece[1]);
+            let fence = if fences.is_empty() {
+                FenceSays::Nothing
+            } else if fences.iter().any(|fence| fence_says(fence, piece_start) == FenceSays::Cut) {
+                FenceSays::Cut
+            } else {
+                FenceSays::Counts
+            };
+            let window = self.outline.in_flight_max.min(IN_FLIGHT_MAX);
+            let evidence = Evidence {
+                position,
+                fence,
+                witnessed: piece_start < self.reached,
+                beyond_window: position == Position::Gap && end - start > window,
+                content,
+            };
+            let case = decide(&evidence);
+            findings.push(Finding {
+                slot: self.segment.slot,
+                ordinal: self.segment.ordinal,
+                start: piece_start,
+                end: piece_end,
+                content,
+                case,
+            });
+        }
+    }
+}

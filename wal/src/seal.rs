@@ -1,0 +1,164 @@
+//! Encryption of frames and checkpoints: AES-256-GCM, one key per incarnation, counter nonces.
+//!
+//! The key of an incarnation is HKDF-SHA256(channel key, salt of the incarnation), so no two incarnations share one,
+//! and the counter of frames within an incarnation never repeats: a nonce is used once. The key check value in the
+//! header tells a wrong key from damage. Keys never reach a log or `Debug`.
+
+use std::fmt;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::hkdf;
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
+
+use crate::format::frame::TAG;
+
+/// The secret of a channel and the name it has in the key file.
+#[derive(Clone)]
+pub struct ChannelKey {
+    id: String,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+impl ChannelKey {
+    /// `id` is 1 to 32 bytes of ASCII letters, digits, `-`, `_` or `.`.
+    pub fn new(id: &str, secret: [u8; 32]) -> Result<ChannelKey, String> {
+        let secret = Zeroizing::new(secret);
+        let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if id.is_empty() || id.len() > 32 || !id.bytes().all(fine) {
+            return Err("a key id is 1 to 32 letters, digits, '-', '_' or '.'".to_owned());
+        }
+        Ok(ChannelKey { id: id.to_owned(), secret })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The key of one incarnation or checkpoint, and the value that recognises it.
+    pub fn derive(&self, salt: &[u8; 32]) -> (FrameKey, [u8; 16]) {
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&self.secret[..]);
+        let expand = |purpose: &'static [u8], out: &mut [u8]| {
+            struct Length(usize);
+            impl hkdf::KeyType for Length {
+                fn len(&self) -> usize {
+                    self.0
+                }
+            }
+            secret
+                .expand(&[purpose], Length(out.len()))
+                .and_then(|okm| okm.fill(out))
+                .expect("HKDF-SHA256 gives up to 8,160 bytes");
+        };
+        let mut key = Zeroizing::new([0; 32]);
+        let mut check = [0; 16];
+        expand(b"penstock 1 key", &mut key[..]);
+        expand(b"penstock 1 key check", &mut check);
+        let key = UnboundKey::new(&AES_256_GCM, &key[..]).expect("the key has the cipher's length");
+        (FrameKey(LessSafeKey::new(key)), check)
+    }
+}
+
+impl fmt::Debug for ChannelKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ChannelKey({})", self.id)
+    }
+}
+
+/// Encrypts and decrypts under one derived key.
+pub struct FrameKey(LessSafeKey);
+
+/// The bytes do not authenticate under this key: they, their place or their header were changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotAuthentic;
+
+impl FrameKey {
+    /// Encrypts `body` in place. `number` must never be used twice with this key.
+    pub fn seal(&self, number: u64, authenticated: &[u8], body: &mut [u8]) -> [u8; TAG] {
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce(number), Aad::from(authenticated), body)
+            .expect("a frame is far below the cipher's 64 GiB");
+        let mut bytes = [0; TAG];
+        bytes.copy_from_slice(tag.as_ref());
+        bytes
+    }
+
+    /// Decrypts body and tag in place; the body is what remains.
+    pub fn open(&self, number: u64, authenticated: &[u8], body_and_tag: &mut [u8]) -> Result<(), NotAuthentic> {
+        self.0.open_in_place(nonce(number), Aad::from(authenticated), body_and_tag).map_err(|_| NotAuthentic)?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for FrameKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("FrameKey")
+    }
+}
+
+fn nonce(number: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// Randomness as an argument: salts, identities, incarnation ids.
+pub trait Random: Send + Sync {
+    fn fill(&self, bytes: &mut [u8]);
+
+    fn bytes<const N: usize>(&self) -> [u8; N]
+    where
+        Self: Sized,
+    {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes);
+        bytes
+    }
+}
+
+/// The kernel's.
+#[derive(Debug)]
+pub struct OsRandom;
+
+impl Random for OsRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        SystemRandom::new().fill(bytes).expect("the kernel has randomness");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealed_bytes_open_only_whole_and_only_in_their_place() {
+        let key = ChannelKey::new("k1", [7; 32]).unwrap();
+        let (frame_key, check) = key.derive(&[1; 32]);
+        let (other, other_check) = key.derive(&[2; 32]);
+        assert_ne!(check, other_check);
+        let mut body = b"an event".to_vec();
+        let tag = frame_key.seal(9, b"header", &mut body);
+        assert_ne!(body, b"an event");
+        body.extend_from_slice(&tag);
+        let open = |key: &FrameKey, number, header: &[u8], bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            key.open(number, header, &mut bytes).map(|()| bytes[..8].to_vec())
+        };
+        assert_eq!(open(&frame_key, 9, b"header", &body).unwrap(), b"an event");
+        assert!(open(&frame_key, 8, b"header", &body).is_err());
+        assert!(open(&frame_key, 9, b"Header", &body).is_err());
+        assert!(open(&other, 9, b"header", &body).is_err());
+        for bit in 0..body.len() * 8 {
+            let mut flipped = body.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(open(&frame_key, 9, b"header", &flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_key_never_prints_itself() {
+        let key = ChannelKey::new("k1", [0xab; 32]).unwrap();
+        assert_eq!(format!("{key:?} {:?}", key.derive(&[0; 32]).0), "ChannelKey(k1) FrameKey");
+    }
+}

@@ -1,0 +1,99 @@
+//! Live segments of a log: which slots hold which frames, and where to start looking for an event.
+//!
+//! The index is sparse, one entry for about a mebibyte of frames, so a backlog costs far below a byte an event.
+
+use std::sync::Arc;
+
+use crate::format::frame::FrameHeader;
+use crate::io::File;
+use crate::seal::FrameKey;
+
+/// Bytes of frames between two entries of the index.
+const INDEX_STEP: u64 = 1 << 20;
+
+/// One file of the log while it holds frames that may still be needed.
+#[derive(Debug)]
+pub struct Segment {
+    pub ordinal: u64,
+    pub slot: u64,
+    pub len: u64,
+    pub file: Arc<dyn File>,
+    pub incarnations: Vec<Incarnation>,
+    /// Events in it lie in `first_seq .. end_seq`; equal when there are none.
+    pub first_seq: u64,
+    pub end_seq: u64,
+    index: Vec<IndexEntry>,
+}
+
+/// The frames of one run in a segment.
+#[derive(Debug, Clone)]
+pub struct Incarnation {
+    pub id: u64,
+    /// Where its first frame starts.
+    pub start: u64,
+    /// Where its last frame ends; grows while it is written.
+    pub end: u64,
+    pub encrypted: bool,
+    pub key: Option<Arc<FrameKey>>,
+    /// Bytes before `end` that never counted.
+    pub holes: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct IndexEntry {
+    seq: u64,
+    offset: u64,
+}
+
+impl Segment {
+    pub fn new(ordinal: u64, slot: u64, len: u64, file: Arc<dyn File>) -> Segment {
+        Segment { ordinal, slot, len, file, incarnations: Vec::new(), first_seq: 0, end_seq: 0, index: Vec::new() }
+    }
+
+    /// Takes note of a frame, in order of offsets.
+    pub fn note(&mut self, header: &FrameHeader) {
+        if let Some(incarnation) = self.incarnations.last_mut()
+            && incarnation.id == header.incarnation
+        {
+            incarnation.end = incarnation.end.max(header.end());
+        }
+        if header.seq_count == 0 {
+            return;
+        }
+        if self.first_seq == self.end_seq {
+            self.first_seq = header.first_seq;
+        }
+        self.end_seq = header.end_seq();
+        if self.index.last().is_none_or(|last| header.offset - last.offset >= INDEX_STEP) {
+            self.index.push(IndexEntry { seq: header.first_seq, offset: header.offset });
+        }
+    }
+
+    /// Where to start reading for the frame that holds `seq`: at a frame at or before it.
+    pub fn start_for(&self, seq: u64) -> Option<u64> {
+        if seq < self.first_seq || seq >= self.end_seq {
+            return None;
+        }
+        let after = self.index.partition_point(|entry| entry.seq <= seq);
+        Some(self.index[after.saturating_sub(1)].offset)
+    }
+
+    /// The incarnation whose frames are at `offset`.
+    pub fn incarnation_at(&self, offset: u64) -> Option<&Incarnation> {
+        self.incarnations.iter().find(|incarnation| (incarnation.start..incarnation.end).contains(&offset))
+    }
+
+    /// Where reading goes on after a place that holds no frame: behind a hole, or at the next incarnation.
+    pub fn skip(&self, offset: u64) -> Option<u64> {
+        let holes = self.incarnations.iter().flat_map(|incarnation| incarnation.holes.iter());
+        if let Some((_, end)) = holes.into_iter().find(|(start, end)| (*start..*end).contains(&offset)) {
+            return Some(*end);
+        }
+        self.incarnations.iter().map(|incarnation| incarnation.start).filter(|start| *start > offset).min()
+    }
+
+    /// Bytes of memory that the index takes.
+    pub fn index_bytes(&self) -> usize {
+        self.index.capacity() * size_of::<IndexEntry>()
+    }
+}
