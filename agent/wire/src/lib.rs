@@ -3,3 +3,4 @@
 pub mod avro;
 pub mod charset;
 pub mod java;
+pub mod json;
