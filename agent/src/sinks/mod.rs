@@ -2,7 +2,9 @@
 //!
 //! To add a sink: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
 
+pub mod avro;
+
 use crate::component::SinkEntry;
 
 /// Every sink that this build has.
-pub static TABLE: &[&SinkEntry] = &[];
+pub static TABLE: &[&SinkEntry] = &[&avro::ENTRY];

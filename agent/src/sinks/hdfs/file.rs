@@ -1,0 +1,161 @@
+//! One file of the sink: its encoder, the events it holds, and where it is in its life.
+//!
+//! ```text
+//! Noting ──► Opening ──► Ready ◄──► Syncing          closing may be wanted at any time;
+//!                          └──────► Closing ──► gone  it happens when the file is Ready
+//! ```
+//!
+//! An event is in `waiting` until its bytes are on their way, then in `flying` until they are known to be durable.
+//! Promises that no event is in both and none in neither. What is done with the ranges is the sink's.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use channel::{EventRef, SeqRange};
+use store::fs::Writer;
+use store::serializer::{Encoder, Unwritable};
+
+use super::note::Leftover;
+
+/// Where a file is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its note is on the way to the disk; there is no file yet.
+    Noting,
+    Opening,
+    Ready,
+    Syncing,
+    Closing,
+}
+
+/// Events and the bytes they take.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) ranges: Vec<SeqRange>,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// When the first of them was taken.
+    pub(super) since: Option<Instant>,
+}
+
+impl Held {
+    fn add(&mut self, seq: u64, bytes: u64, now: Instant) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == seq => last.end += 1,
+            _ => self.ranges.push(SeqRange::new(seq, seq + 1)),
+        }
+        self.events += 1;
+        self.bytes += bytes;
+        self.since.get_or_insert(now);
+    }
+}
+
+pub(super) struct OpenFile {
+    /// What its note says. `settled` is the length that a sync confirmed.
+    pub(super) leftover: Leftover,
+    pub(super) stage: Stage,
+    pub(super) writer: Option<Writer>,
+    /// No more events: it is closed as soon as it is `Ready`.
+    pub(super) closing: bool,
+    pub(super) waiting: Held,
+    pub(super) flying: Held,
+    /// Events and body bytes written, which decide the roll.
+    pub(super) events: u64,
+    pub(super) body_bytes: u64,
+    pub(super) opened: Instant,
+    pub(super) last_event: Instant,
+    /// Counts up with every use, for the choice of the file to close.
+    pub(super) used: u64,
+    encoder: Encoder,
+    buffer: Vec<u8>,
+}
+
+impl OpenFile {
+    pub(super) fn new(leftover: Leftover, mut encoder: Encoder, now: Instant) -> OpenFile {
+        let mut buffer = Vec::new();
+        encoder.start(&mut buffer);
+        OpenFile {
+            leftover,
+            stage: Stage::Noting,
+            writer: None,
+            closing: false,
+            waiting: Held::default(),
+            flying: Held::default(),
+            events: 0,
+            body_bytes: 0,
+            opened: now,
+            last_event: now,
+            used: 0,
+            encoder,
+            buffer,
+        }
+    }
+
+    /// Copies an event into the file's buffer; gives the bytes this took.
+    pub(super) fn add(
+        &mut self,
+        seq: u64,
+        event: EventRef<'_>,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<u64, Unwritable> {
+        let before = self.buffered_bytes();
+        self.encoder.event(event, now_ms, &mut self.buffer)?;
+        let bytes = self.buffered_bytes().saturating_sub(before);
+        self.waiting.add(seq, bytes, now);
+        self.events += 1;
+        self.body_bytes += event.body().len() as u64;
+        self.last_event = now;
+        Ok(bytes)
+    }
+
+    /// Bytes that are not on their way to the store.
+    pub(super) fn buffered_bytes(&self) -> u64 {
+        (self.buffer.len() + self.encoder.held_bytes()) as u64
+    }
+
+    /// Hands out what is waiting, ending at a boundary between events; from now on it is flying.
+    pub(super) fn fly(&mut self) -> Bytes {
+        assert!(self.flying.ranges.is_empty(), "one job at a time per file");
+        self.encoder.finish_block(&mut self.buffer);
+        self.flying = std::mem::take(&mut self.waiting);
+        Bytes::from(std::mem::take(&mut self.buffer))
+    }
+
+    /// When its oldest event was taken.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        match (self.flying.since, self.waiting.since) {
+            (Some(flying), Some(waiting)) => Some(flying.min(waiting)),
+            (flying, waiting) => flying.or(waiting),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sinks::hdfs::note::Names;
+    use channel::EventBatch;
+    use store::serializer::Format;
+    use store::template::Place;
+
+    #[test]
+    fn events_are_waiting_or_flying_and_never_both() {
+        let place = Place { directory: "/d".to_owned(), name: "f".to_owned() };
+        let names = Names { place, suffix: String::new() };
+        let leftover = Leftover { in_use: "/d/f.1.tmp".to_owned(), names, counter: 1, settled: 0 };
+        let encoder = Encoder::new(Format::Text { append_newline: true }, |_| (), [0; 16]);
+        let now = Instant::now();
+        let mut file = OpenFile::new(leftover, encoder, now);
+        let mut batch = EventBatch::new();
+        batch.push_body(b"one");
+        for seq in [5, 6, 9] {
+            assert_eq!(file.add(seq, batch.get(0), now, 0).unwrap(), 4);
+        }
+        assert_eq!(file.fly(), Bytes::from_static(b"one\none\none\n"));
+        assert_eq!(file.flying.ranges, [SeqRange::new(5, 7), SeqRange::new(9, 10)]);
+        assert_eq!((file.flying.events, file.flying.bytes, file.waiting.events), (3, 12, 0));
+        file.add(10, batch.get(0), now, 0).unwrap();
+        assert_eq!((file.waiting.events, file.events, file.body_bytes), (1, 4, 12));
+    }
+}
