@@ -1,19 +1,24 @@
 //! The README's first command: a line, kill -9, start again, and the line is in a file.
 
-use std::process::Command;
+use std::time::Duration;
 
-use system_tests::{penstock, repository};
+use system_tests::penstock;
+use system_tests::process::Process;
+use system_tests::repository;
 
 #[test]
 fn the_first_command_of_the_readme_keeps_its_promise() {
-    let output = Command::new("timeout")
-        .args(["-k", "5", "120"])
-        .arg(repository().join("tools/quickstart"))
-        .arg("--self-check")
-        .env("PENSTOCK_BIN", penstock::binary())
-        .output()
-        .expect("run tools/quickstart");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("self-check passed"), "{text}");
+    let directory = tempfile::tempdir().expect("create a directory");
+    let binary = penstock::binary().display().to_string();
+    let script = repository().join("tools/quickstart");
+    let mut process = Process::start(
+        "quickstart",
+        directory.path(),
+        &script,
+        &["--self-check".to_owned()],
+        &[("PENSTOCK_BIN", binary)],
+    );
+    let status = process.await_end(Duration::from_secs(120));
+    assert!(status.success(), "{}", process.last_lines());
+    assert!(process.log().contains("self-check passed"), "{}", process.last_lines());
 }
