@@ -3,6 +3,7 @@
 //! To add a source: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
 
 pub mod avro;
+pub(crate) mod common;
 
 use crate::component::SourceEntry;
 

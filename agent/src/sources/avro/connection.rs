@@ -19,8 +19,8 @@ use wire::avro::{
 };
 
 use super::Shared;
-use super::allowance::{Allowance, FREE_BYTES};
 use crate::component::Intake;
+use crate::sources::common::allowance::{Allowance, FREE_BYTES};
 
 /// Read at once in the middle of a large frame.
 const READ_BYTES: usize = 64 * 1024;

@@ -1,12 +1,10 @@
 //! `type = avro`: the end of Flume's own RPC. Real Flume agents, SDK clients and log appenders send to it.
 //!
 //! Each connection is a task of its own with its own way into the channels ([`connection`]). An answer OK means that
-//! the events are committed in every required channel. Memory is bounded by [`allowance`], the number of connections
+//! the events are committed in every required channel. Memory is bounded by allowances, the number of connections
 //! and the frame limit; rubbish is answered with an error where the protocol has one, else the connection is closed,
 //! with a log line that names peer and reason.
 
-mod allowance;
-mod complaints;
 mod connection;
 mod ip_filter;
 #[cfg(test)]
@@ -21,13 +19,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use wire::avro::KnownProtocols;
 
-use self::allowance::SharedAllowance;
-use self::complaints::Complaints;
 use self::connection::Connection;
 use self::ip_filter::IpFilter;
 use crate::component::{
     BoxFuture, ComponentError, Key, KeyDefault, Refused, Settings, Source, SourceContext, SourceEntry,
 };
+use crate::sources::common::allowance::SharedAllowance;
+use crate::sources::common::complaints::Complaints;
 
 /// A connection needs a file descriptor and, while it sends, its free allowance: 4,096 of them hold at most 128 MiB.
 const CONNECTIONS_MAX: usize = 4096;
@@ -155,7 +153,7 @@ impl Source for AvroSource {
             let shared = Arc::new(Shared {
                 known: KnownProtocols::new(),
                 allowance: SharedAllowance::new(context.budget.clone()),
-                complaints: Complaints::new(&context.name),
+                complaints: Complaints::new("avro", &context.name),
                 deflate: self.deflate,
                 filter: self.filter,
                 frame_bytes_max: self.frame_bytes_max,
