@@ -4,8 +4,9 @@
 
 pub mod avro;
 pub(crate) mod common;
+pub mod netcat;
 
 use crate::component::SourceEntry;
 
 /// Every source that this build has.
-pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY];
+pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &netcat::ENTRY];
