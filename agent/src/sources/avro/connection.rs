@@ -7,7 +7,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use channel::EventBatch;
 use tokio::io::AsyncWriteExt;
@@ -29,8 +28,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// Inflated at once.
 const INFLATE_BYTES: usize = 64 * 1024;
 
-/// A frame that has begun goes on by this much within [`PATIENCE`]; slower peers only hold memory.
-const PROGRESS_BYTES: usize = 64 * 1024;
+/// A frame that has begun is whole, or goes on by this much, within [`PATIENCE`]: slower than 17 KiB/s, a large frame
+/// only holds memory that others wait for.
+const PROGRESS_BYTES: usize = 1 << 20;
 
 /// Why a connection ended before its peer wanted.
 #[derive(Debug, thiserror::Error)]
