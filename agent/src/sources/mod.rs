@@ -5,8 +5,9 @@
 pub mod avro;
 pub(crate) mod common;
 pub mod netcat;
+pub mod seq;
 
 use crate::component::SourceEntry;
 
 /// Every source that this build has.
-pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &netcat::ENTRY];
+pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &netcat::ENTRY, &seq::ENTRY];
