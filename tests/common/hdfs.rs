@@ -109,6 +109,7 @@ impl Hdfs {
         write_xml(&root.join("cp/hdfs-site.xml"), &site);
         let log4j = "log4j.rootLogger=INFO,console\n\
              log4j.appender.console=org.apache.log4j.ConsoleAppender\n\
+             log4j.appender.console.target=System.err\n\
              log4j.appender.console.layout=org.apache.log4j.PatternLayout\n\
              log4j.appender.console.layout.ConversionPattern=%d{HH:mm:ss,SSS} %p %c{1}: %m%n\n";
         fs::write(root.join("cp/log4j.properties"), log4j).expect("write log4j.properties");
