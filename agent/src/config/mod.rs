@@ -4,10 +4,12 @@
 //! at a time. It builds nothing: components read their [`settings::Settings`].
 
 pub mod finding;
+pub mod load;
 pub mod lookup;
 pub mod model;
 pub mod plan;
 pub mod properties;
+pub mod reference;
 pub mod refused;
 pub mod report;
 pub mod settings;

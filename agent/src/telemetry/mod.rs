@@ -1,3 +1,5 @@
 //! What the agent says about itself: counters with Flume's names.
 
 pub mod counters;
+pub mod http;
+pub mod registry;
