@@ -5,6 +5,7 @@
 //! holds is gone with the process. The rules are in [`queue`]; this is the lock, the clock and the handles around it.
 
 mod limits;
+mod pieces;
 mod queue;
 
 use std::sync::atomic::{AtomicU64, Ordering};

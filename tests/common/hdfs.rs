@@ -40,6 +40,7 @@ struct DataNode {
 
 impl Hdfs {
     /// Formats and starts a NameNode and `data_nodes` DataNodes; returns when all of them are live and safe mode is off.
+    /// Files have two copies where there are two nodes to hold them.
     pub fn start(data_nodes: usize) -> Hdfs {
         Hdfs::with_retry(data_nodes, None)
     }
@@ -51,7 +52,7 @@ impl Hdfs {
 
     fn with_retry(data_nodes: usize, centre: Option<&MiniKdc>) -> Hdfs {
         for attempt in 1.. {
-            let mut hdfs = Hdfs::prepare(centre);
+            let mut hdfs = Hdfs::prepare(data_nodes, centre);
             if hdfs.start_all(data_nodes) {
                 return hdfs;
             }
@@ -60,7 +61,7 @@ impl Hdfs {
         unreachable!("the loop ends by itself")
     }
 
-    fn prepare(centre: Option<&MiniKdc>) -> Hdfs {
+    fn prepare(data_nodes: usize, centre: Option<&MiniKdc>) -> Hdfs {
         let directory = TempDir::with_prefix("penstock-hdfs-").expect("create a directory for HDFS");
         let root = directory.path();
         let (rpc_port, http_port) = (ports::free(), ports::free());
@@ -79,7 +80,7 @@ impl Hdfs {
             ("dfs.heartbeat.interval", "1".to_owned()),
             ("dfs.namenode.heartbeat.recheck-interval", "1000".to_owned()),
             ("dfs.namenode.lease-recheck-interval-ms", "500".to_owned()),
-            ("dfs.replication", "1".to_owned()),
+            ("dfs.replication", data_nodes.min(2).to_string()),
             ("dfs.client.block.write.replace-datanode-on-failure.best-effort", "true".to_owned()),
         ];
         let mut system_properties = Vec::new();

@@ -5,6 +5,7 @@
 //! its own. What the tests assert is left to `tests/tests/`.
 
 pub mod avro_file;
+pub mod books;
 pub mod events;
 pub mod flume;
 pub mod hdfs;
@@ -14,6 +15,7 @@ pub mod kdc;
 pub mod penstock;
 pub mod ports;
 pub mod process;
+pub mod producers;
 pub mod wait;
 
 pub use wait::until;

@@ -99,6 +99,7 @@ impl Agent {
         fs::write(self.configuration_file(), text).expect("write the agent's configuration");
     }
 
+    /// The environment of its next start.
     pub fn env(&mut self, key: &'static str, value: String) {
         self.env.push((key, value));
     }

@@ -5,5 +5,9 @@
 
 pub mod finding;
 pub mod lookup;
+pub mod model;
+pub mod plan;
 pub mod properties;
+pub mod refused;
+pub mod report;
 pub mod settings;

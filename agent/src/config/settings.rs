@@ -231,8 +231,19 @@ impl Settings {
         self.text_opt(name).is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
+    /// The number or the key's default. A value that is no number within the limits was found by `check`; the
+    /// default then stands in, so that one mistake is not reported as two.
     pub fn integer_opt(&self, name: &str) -> Option<i64> {
-        self.text_opt(name).and_then(|value| value.trim().parse().ok())
+        let key = self.key(name);
+        let within = |number: &i64| match key.kind {
+            Kind::Integer { min, max } => (min..=max).contains(number),
+            _ => true,
+        };
+        let written = self.setting(name).and_then(|setting| setting.value.trim().parse().ok()).filter(within);
+        written.or_else(|| match key.default {
+            Default::Is(default) => default.parse().ok(),
+            Default::Required | Default::Absent => None,
+        })
     }
 
     /// The number, or the key's default; the least allowed one when there is neither.

@@ -3,8 +3,9 @@
 //! To add a sink: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
 
 pub mod avro;
+pub mod hdfs;
 
 use crate::component::SinkEntry;
 
 /// Every sink that this build has.
-pub static TABLE: &[&SinkEntry] = &[&avro::ENTRY];
+pub static TABLE: &[&SinkEntry] = &[&avro::ENTRY, &hdfs::ENTRY];

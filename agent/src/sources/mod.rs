@@ -3,8 +3,10 @@
 //! To add a source: write its module here, with an `ENTRY` const, and add one line to [`TABLE`].
 
 pub mod avro;
+pub(crate) mod common;
+pub mod netcat;
 
 use crate::component::SourceEntry;
 
 /// Every source that this build has.
-pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY];
+pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &netcat::ENTRY];

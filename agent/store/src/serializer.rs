@@ -8,8 +8,8 @@ use channel::EventRef;
 
 use crate::sequence_file::{SequenceFile, ValueClass};
 
-/// Puts headers into the order in which they are written.
-pub type HeaderOrder = for<'a> fn(&mut Vec<(&'a str, &'a str)>);
+/// Gives an event's headers in the order in which they are written.
+pub type HeaderOrder = for<'a> fn(EventRef<'a>) -> Vec<(&'a str, &'a str)>;
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,9 +98,7 @@ impl Encoder {
         match &mut self.shape {
             Shape::Text { append_newline, with_headers } => {
                 if *with_headers {
-                    let mut headers: Vec<_> = event.headers().collect();
-                    (self.order)(&mut headers);
-                    put_map_text(out, &headers);
+                    put_map_text(out, &(self.order)(event));
                     out.push(b' ');
                 }
                 out.extend_from_slice(body);
@@ -109,8 +107,7 @@ impl Encoder {
                 }
             }
             Shape::Avro { sync_interval_bytes, block, records, marker } => {
-                let mut headers: Vec<_> = event.headers().collect();
-                (self.order)(&mut headers);
+                let headers = (self.order)(event);
                 if !headers.is_empty() {
                     put_long(block, headers.len() as i64);
                     for (key, value) in headers {
@@ -197,12 +194,18 @@ mod tests {
     use super::*;
     use channel::EventBatch;
 
+    fn sorted(event: EventRef<'_>) -> Vec<(&str, &str)> {
+        let mut headers: Vec<_> = event.headers().collect();
+        headers.sort();
+        headers
+    }
+
     fn encode(format: Format, events: &[(&[(&str, &str)], &[u8])]) -> Result<Vec<u8>, Unwritable> {
         let mut batch = EventBatch::new();
         for (headers, body) in events {
             batch.push(headers.iter().copied(), body);
         }
-        let mut encoder = Encoder::new(format, |headers| headers.sort(), [5; 16]);
+        let mut encoder = Encoder::new(format, sorted, [5; 16]);
         let mut out = Vec::new();
         encoder.start(&mut out);
         for event in batch.iter() {

@@ -92,13 +92,7 @@ impl OpenFile {
     }
 
     /// Copies an event into the file's buffer; gives the bytes this took.
-    pub(super) fn add(
-        &mut self,
-        seq: u64,
-        event: EventRef<'_>,
-        now: Instant,
-        now_ms: i64,
-    ) -> Result<u64, Unwritable> {
+    pub(super) fn add(&mut self, seq: u64, event: EventRef<'_>, now: Instant, now_ms: i64) -> Result<u64, Unwritable> {
         let before = self.buffered_bytes();
         self.encoder.event(event, now_ms, &mut self.buffer)?;
         let bytes = self.buffered_bytes().saturating_sub(before);
@@ -144,7 +138,7 @@ mod tests {
         let place = Place { directory: "/d".to_owned(), name: "f".to_owned() };
         let names = Names { place, suffix: String::new() };
         let leftover = Leftover { in_use: "/d/f.1.tmp".to_owned(), names, counter: 1, settled: 0 };
-        let encoder = Encoder::new(Format::Text { append_newline: true }, |_| (), [0; 16]);
+        let encoder = Encoder::new(Format::Text { append_newline: true }, |event| event.headers().collect(), [0; 16]);
         let now = Instant::now();
         let mut file = OpenFile::new(leftover, encoder, now);
         let mut batch = EventBatch::new();

@@ -18,14 +18,38 @@ pub(super) type FileId = u64;
 /// A job's report.
 pub(super) enum Done {
     /// The notes of these files are durable: they may be created.
-    Noted { files: Vec<FileId>, result: Result<(), SettleError> },
-    Opened { file: FileId, result: Result<Writer, StoreError> },
-    Synced { file: FileId, writer: Writer, result: Result<u64, StoreError> },
+    Noted {
+        files: Vec<FileId>,
+        result: Result<(), SettleError>,
+    },
+    Opened {
+        file: FileId,
+        result: Result<Writer, StoreError>,
+    },
+    Synced {
+        file: FileId,
+        writer: Writer,
+        result: Result<u64, StoreError>,
+    },
     /// Closed, and if that worked, published.
-    Closed { file: FileId, result: Result<Closed, StoreError> },
-    Healed { leftover: Leftover, tries: u64, result: Result<Healing, StoreError> },
-    Settled { delivered: u64, result: Result<(), SettleError> },
-    Buried { ranges: Vec<SeqRange>, reason: String, result: Result<(), String> },
+    Closed {
+        file: FileId,
+        result: Result<Closed, StoreError>,
+    },
+    Healed {
+        leftover: Leftover,
+        tries: u64,
+        result: Result<Healing, StoreError>,
+    },
+    Settled {
+        delivered: u64,
+        result: Result<(), SettleError>,
+    },
+    Buried {
+        ranges: Vec<SeqRange>,
+        reason: String,
+        result: Result<(), String>,
+    },
 }
 
 /// A file whose bytes are all durable.

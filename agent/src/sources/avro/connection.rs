@@ -19,8 +19,9 @@ use wire::avro::{
 };
 
 use super::Shared;
-use super::allowance::{Allowance, FREE_BYTES};
 use crate::component::Intake;
+use crate::sources::common::allowance::{Allowance, FREE_BYTES};
+use crate::sources::common::server::{PATIENCE, Server, close_gently};
 
 /// Read at once in the middle of a large frame.
 const READ_BYTES: usize = 64 * 1024;
@@ -28,9 +29,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Inflated at once.
 const INFLATE_BYTES: usize = 64 * 1024;
 
-/// A frame that has begun goes on by `PROGRESS_BYTES` in this time, and an answer is taken within it; slower peers
-/// only hold memory.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A frame that has begun goes on by this much within [`PATIENCE`]; slower peers only hold memory.
 const PROGRESS_BYTES: usize = 64 * 1024;
 
 /// Why a connection ended before its peer wanted.
@@ -55,6 +54,7 @@ pub(super) enum Ended {
 pub(super) struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
+    server: Arc<Server>,
     shared: Arc<Shared>,
     intake: Intake,
     session: ServerSession,
@@ -68,25 +68,35 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Connection {
+    pub(super) fn new(stream: TcpStream, peer: SocketAddr, server: Arc<Server>, shared: Arc<Shared>) -> Connection {
         let deflate = shared.deflate.then(|| (Inflater::new(), Deflater::new(Deflater::SERVER_LEVEL)));
         let limits = FrameLimits { payload_bytes: shared.frame_bytes_max, pieces: FrameLimits::PIECES };
         Connection {
             stream,
             peer,
-            intake: shared.context.open_intake(),
+            intake: server.context.open_intake(),
             session: ServerSession::new(),
             decoder: FrameDecoder::new(limits),
-            allowance: shared.allowance.of_connection(),
+            allowance: server.allowance.of_connection(),
             deflate,
             raw: Pending::default(),
             plain: Pending::default(),
+            server,
             shared,
         }
     }
 
     /// Serves calls until the peer closes or a stop is requested.
     pub(super) async fn serve(mut self) -> Result<(), Ended> {
+        let ended = self.serve_calls().await;
+        if let Err(Ended::Frame(_) | Ended::Inflate(_)) = &ended {
+            // Calls before the rubbish may have answers under way.
+            close_gently(&mut self.stream).await;
+        }
+        ended
+    }
+
+    async fn serve_calls(&mut self) -> Result<(), Ended> {
         while let Some(frame) = self.next_frame().await? {
             let answer = self.answer(frame).await;
             self.allowance.release();
@@ -99,7 +109,7 @@ impl Connection {
     async fn next_frame(&mut self) -> Result<Option<Frame>, Ended> {
         let mut progress = Progress::new(&self.decoder);
         loop {
-            if self.shared.context.stop.is_requested() {
+            if self.server.context.stop.is_requested() {
                 return Ok(None);
             }
             // One read can inflate to a thousand times its size, and each frame of it can be tiny: let others run.
@@ -143,13 +153,13 @@ impl Connection {
         loop {
             let deadline = if waiting { Instant::now() + PATIENCE } else { progress.deadline };
             tokio::select! {
-                () = self.shared.context.stop.requested() => return Ok(false),
+                () = self.server.context.stop.requested() => return Ok(false),
                 ready = tokio::time::timeout_at(deadline, self.stream.readable()) => match ready {
                     Ok(ready) => ready?,
                     Err(_) if !waiting => return Err(Ended::Stalled),
                     // Clients connect long before they have something to say: a silent one is only closed to make
                     // room, and one that has shown itself to be a client not at all.
-                    Err(_) if !self.session.is_established() && self.shared.is_crowded() => return Err(Ended::Silent),
+                    Err(_) if !self.session.is_established() && self.server.is_crowded() => return Err(Ended::Silent),
                     Err(_) => continue,
                 },
             }
@@ -192,8 +202,8 @@ impl Connection {
         match request {
             Request::Handshake(reply) => reply.put_handshake(serial, &mut answer),
             Request::Refused(reply, why) => {
-                self.shared.context.counters.event_read_fail.add(1);
-                self.shared.complaints.say(self.peer, &format!("a request was answered with an error: {why}"));
+                self.server.context.counters.event_read_fail.add(1);
+                self.server.complain(self.peer, &format!("a request was answered with an error: {why}"));
                 reply.put_error(serial, &why, &mut answer);
             }
             Request::Call(Call { message, events, reply }) => {
@@ -205,7 +215,7 @@ impl Connection {
     }
 
     async fn accept(&mut self, message: Message, events: EventBatch) -> Status {
-        let counters = &self.shared.context.counters;
+        let counters = &self.server.context.counters;
         let (received, accepted) = match message {
             Message::Append => (&counters.append_received, &counters.append_accepted),
             Message::AppendBatch => (&counters.append_batch_received, &counters.append_batch_accepted),
@@ -220,7 +230,7 @@ impl Connection {
                 Status::Ok
             }
             Err(error) => {
-                self.shared.complaints.say(self.peer, &format!("a call was answered FAILED: {error}"));
+                self.server.complain(self.peer, &format!("a call was answered FAILED: {error}"));
                 Status::Failed
             }
         }

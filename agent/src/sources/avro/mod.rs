@@ -1,12 +1,10 @@
 //! `type = avro`: the end of Flume's own RPC. Real Flume agents, SDK clients and log appenders send to it.
 //!
 //! Each connection is a task of its own with its own way into the channels ([`connection`]). An answer OK means that
-//! the events are committed in every required channel. Memory is bounded by [`allowance`], the number of connections
+//! the events are committed in every required channel. Memory is bounded by allowances, the number of connections
 //! and the frame limit; rubbish is answered with an error where the protocol has one, else the connection is closed,
 //! with a log line that names peer and reason.
 
-mod allowance;
-mod complaints;
 mod connection;
 mod ip_filter;
 #[cfg(test)]
@@ -14,32 +12,16 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use wire::avro::KnownProtocols;
 
-use self::allowance::SharedAllowance;
-use self::complaints::Complaints;
-use self::connection::Connection;
+use self::connection::{Connection, Ended};
 use self::ip_filter::IpFilter;
 use crate::component::{
     BoxFuture, ComponentError, Key, KeyDefault, Refused, Settings, Source, SourceContext, SourceEntry,
 };
-
-/// A connection needs a file descriptor and, while it sends, its free allowance: 4,096 of them hold at most 128 MiB.
-const CONNECTIONS_MAX: usize = 4096;
-
-/// From here on, connections that never said anything make room.
-const CONNECTIONS_CROWDED: usize = CONNECTIONS_MAX / 2;
-
-/// After a failed accept (no file descriptors left, most likely) the next try waits, or the loop would spin.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// A peer that vanished without closing is noticed after this long without an answer to a probe, and some probes.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+use crate::sources::common::server::{self, Server};
 
 const ONLY_WITH_TLS: &str = "it says something about TLS, which is not used";
 
@@ -122,27 +104,16 @@ struct AvroSource {
 
 /// What all connections of the source share.
 struct Shared {
-    context: SourceContext,
     known: KnownProtocols,
-    allowance: SharedAllowance,
-    complaints: Complaints,
     deflate: bool,
     filter: Option<IpFilter>,
     frame_bytes_max: usize,
-    connections: AtomicUsize,
 }
 
 impl Source for AvroSource {
     fn start<'a>(&'a mut self, context: &'a SourceContext) -> BoxFuture<'a, Result<(), ComponentError>> {
         Box::pin(async move {
-            let listener = TcpListener::bind((self.bind.as_str(), self.port)).await.map_err(|error| {
-                ComponentError(format!(
-                    "source {} cannot listen on {}:{}: {error}; check bind and port, and what else uses them",
-                    context.name, self.bind, self.port
-                ))
-            })?;
-            tracing::info!(source = context.name, bind = self.bind, port = self.port, "avro source listens");
-            self.listener = Some(listener);
+            self.listener = Some(server::listen("avro", context, &self.bind, self.port).await?);
             Ok(())
         })
     }
@@ -154,73 +125,27 @@ impl Source for AvroSource {
             };
             let shared = Arc::new(Shared {
                 known: KnownProtocols::new(),
-                allowance: SharedAllowance::new(context.budget.clone()),
-                complaints: Complaints::new(&context.name),
                 deflate: self.deflate,
                 filter: self.filter,
                 frame_bytes_max: self.frame_bytes_max,
-                connections: AtomicUsize::new(0),
-                context,
             });
-            accept_all(listener, shared).await;
+            let handle = |stream, peer, server| serve(stream, peer, server, Arc::clone(&shared));
+            // The protocol has no word for a connection too many: it is closed.
+            Arc::new(Server::new("avro", context)).serve(listener, b"", handle).await;
             Ok(())
         })
     }
 }
 
-/// Accepts until a stop is requested, then waits for the connections to answer what they have.
-async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
-    let mut tasks = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = shared.context.stop.requested() => break,
-            Some(ended) = tasks.join_next() => report(ended, &shared),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => admit(stream, peer, &shared, &mut tasks),
-                Err(error) => {
-                    tracing::warn!(source = shared.context.name, "avro: cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-        }
+async fn serve(stream: TcpStream, peer: SocketAddr, server: Arc<Server>, shared: Arc<Shared>) -> Result<(), Ended> {
+    if !is_admitted(peer, &shared).await {
+        server.complain(peer, "refused by ipFilterRules");
+        return Ok(());
     }
-    drop(listener);
-    while let Some(ended) = tasks.join_next().await {
-        report(ended, &shared);
-    }
+    Connection::new(stream, peer, server, shared).serve().await
 }
 
-fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
-    if shared.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-        shared.complaints.say(peer, &format!("refused: {CONNECTIONS_MAX} connections are open, which is the limit"));
-        return;
-    }
-    let place = Place::take(shared);
-    let shared = Arc::clone(shared);
-    tasks.spawn(async move {
-        let _place = place;
-        if !is_admitted(peer, &shared).await {
-            shared.complaints.say(peer, "refused by ipFilterRules");
-            return;
-        }
-        // Answers are small and awaited one by one: sending them at once is the whole latency.
-        let prepared = stream.set_nodelay(true).and_then(|()| {
-            let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
-            socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)
-        });
-        let served = match prepared {
-            Ok(()) => Connection::new(stream, peer, Arc::clone(&shared)).serve().await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(ended) = served {
-            shared.context.counters.event_read_fail.add(1);
-            shared.complaints.say(peer, &ended.to_string());
-        }
-    });
-}
-
-async fn is_admitted(peer: SocketAddr, shared: &Arc<Shared>) -> bool {
+async fn is_admitted(peer: SocketAddr, shared: &Shared) -> bool {
     let Some(filter) = &shared.filter else { return true };
     if !filter.needs_names() {
         return filter.allows(peer.ip());
@@ -228,34 +153,4 @@ async fn is_admitted(peer: SocketAddr, shared: &Arc<Shared>) -> bool {
     // A name server may take seconds.
     let filter = filter.clone();
     tokio::task::spawn_blocking(move || filter.allows(peer.ip())).await.unwrap_or(false)
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>, shared: &Shared) {
-    if let Err(error) = ended {
-        tracing::error!(source = shared.context.name, "avro: a connection ended by a defect of ours: {error}");
-    }
-}
-
-impl Shared {
-    fn is_crowded(&self) -> bool {
-        self.connections.load(Ordering::Relaxed) > CONNECTIONS_CROWDED
-    }
-}
-
-/// One of the source's places for a connection.
-struct Place(Arc<Shared>);
-
-impl Place {
-    fn take(shared: &Arc<Shared>) -> Place {
-        shared.connections.fetch_add(1, Ordering::Relaxed);
-        shared.context.counters.open_connections.add(1);
-        Place(Arc::clone(shared))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.context.counters.open_connections.add(-1);
-    }
 }

@@ -168,6 +168,9 @@ async fn a_claim_of_two_gigabytes_closes_its_connection_and_no_other() {
     bad.stream.write_all(&[0, 0, 0, 1, 0, 0, 0, 1, 0x7f, 0xff, 0xff, 0xff]).await.unwrap();
     assert_eq!(bad.answer().await, None);
     assert_eq!(good.append_batch(&[b"2"]).await, OK);
+    drop(bad);
+    rig.stopper.request();
+    rig.run.await.unwrap().unwrap();
     assert_eq!(rig.context.counters.event_read_fail.get(), 1);
 }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) struct Complaints {
+pub(crate) struct Complaints {
+    /// `avro`, `netcat`.
+    kind: &'static str,
     source: String,
     state: Mutex<State>,
 }
@@ -18,14 +20,14 @@ struct State {
 }
 
 impl Complaints {
-    pub(super) fn new(source: &str) -> Complaints {
-        Complaints { source: source.to_owned(), state: Mutex::default() }
+    pub(crate) fn new(kind: &'static str, source: &str) -> Complaints {
+        Complaints { kind, source: source.to_owned(), state: Mutex::default() }
     }
 
     /// Logs what a peer did and what was done about it, or counts it for the next line.
-    pub(super) fn say(&self, peer: SocketAddr, what: &str) {
+    pub(crate) fn say(&self, peer: SocketAddr, what: &str) {
         if let Some(suppressed) = self.due(Instant::now()) {
-            tracing::warn!(source = self.source, %peer, not_logged_before = suppressed, "avro: {what}");
+            tracing::warn!(source = self.source, %peer, not_logged_before = suppressed, "{}: {what}", self.kind);
         }
     }
 
@@ -47,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_one_line_that_counts_what_it_left_out() {
-        let complaints = Complaints::new("r1");
+        let complaints = Complaints::new("avro", "r1");
         let start = Instant::now();
         assert_eq!(complaints.due(start), Some(0));
         for _ in 0..1000 {

@@ -13,30 +13,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::component::{Budget, BudgetShare};
 
 /// What a connection may hold for nothing: a read buffer and a frame that fits into it.
-pub(super) const FREE_BYTES: usize = 16 * 1024;
+pub(crate) const FREE_BYTES: usize = 16 * 1024;
 
 /// A frame is counted at twice its size: its bytes, and the events that are made of them.
 const FACTOR: usize = 2;
 
 /// What the connections of one source share.
 #[derive(Clone)]
-pub(super) struct SharedAllowance {
+pub(crate) struct SharedAllowance {
     budget: Budget,
     overdraft: Arc<Semaphore>,
 }
 
 impl SharedAllowance {
-    pub(super) fn new(budget: Budget) -> SharedAllowance {
+    pub(crate) fn new(budget: Budget) -> SharedAllowance {
         SharedAllowance { budget, overdraft: Arc::new(Semaphore::new(1)) }
     }
 
-    pub(super) fn of_connection(&self) -> Allowance {
+    pub(crate) fn of_connection(&self) -> Allowance {
         Allowance { shared: self.clone(), shares: Vec::new(), covered: FREE_BYTES, overdraft: None }
     }
 }
 
 /// What one connection holds.
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     shared: SharedAllowance,
     shares: Vec<BudgetShare>,
     /// Frame bytes that may be in memory.
@@ -46,7 +46,7 @@ pub(super) struct Allowance {
 
 impl Allowance {
     /// Waits until `bytes` of a frame may be in memory.
-    pub(super) async fn cover(&mut self, bytes: usize) {
+    pub(crate) async fn cover(&mut self, bytes: usize) {
         while bytes > self.covered && self.overdraft.is_none() {
             // Doubling keeps the number of shares small.
             let target = bytes.max(self.covered * 2);
@@ -63,7 +63,7 @@ impl Allowance {
     }
 
     /// The frame is answered: nothing is held but what is free.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.shares.clear();
         self.overdraft = None;
         self.covered = FREE_BYTES;

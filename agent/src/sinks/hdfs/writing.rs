@@ -1,0 +1,758 @@
+//! The decisions of the sink: which file an event goes to, when a file is synced, rolled, closed, given up.
+//!
+//! One round handles the reports of jobs, then what is due, then events, and then waits for the next of them. Rounds
+//! never wait for a file: jobs do, one at a time per file. What rounds decide to settle goes out together at their
+//! end. Time is read once per round.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use channel::{
+    Consumer, EventBatch, EventRef, Lease, LeasedSlice, NoteUpdate, Outcome, SeqRange, Settlement, TakeError,
+    TakeLimits, Ticket,
+};
+use store::fs::{Store, StoreError};
+use store::serializer::Encoder;
+use store::template::Place;
+use tokio::sync::mpsc;
+
+use super::file::{OpenFile, Stage};
+use super::jobs::{self, Closed, Done, FileId, Healing};
+use super::keys::Plan;
+use super::note::{Leftover, Names};
+use crate::component::{ComponentError, Progress, SinkContext, SinkError};
+
+/// Longest wait of one take; a take that waits costs nothing.
+const TAKE_WAIT: Duration = Duration::from_secs(5);
+
+/// Most bytes of one take, so that one take does not hide the lease limit.
+const TAKE_BYTES_MAX: usize = 8 << 20;
+
+/// Least time between two looks at the times of all files.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// Files that may be closing beside the open ones, before the sink waits for them.
+const CLOSING_MAX: usize = 256;
+
+/// Leftovers healed at once.
+const HEALING_MAX: usize = 8;
+
+/// Times that the store may reject a file before its events are dead letters, and names remembered for it.
+const REJECTIONS_MAX: u32 = 3;
+const REJECTED_NAMES_MAX: usize = 1024;
+
+/// First pause before a leftover that could not be healed is tried again; doubles up to `hdfs.retryInterval`.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+
+/// Names that creating one file may bump through.
+const CREATE_TRIES_MAX: i64 = 1000;
+
+/// The file that takes the events of one place now.
+struct Bucket {
+    file: FileId,
+    counter: i64,
+    first_counter: i64,
+}
+
+/// A leftover that waits for its next try.
+struct Sick {
+    leftover: Leftover,
+    tries: u64,
+    due: Instant,
+}
+
+pub(super) struct Writing {
+    pub(super) plan: Plan,
+    store: Store,
+    system: String,
+    owner: String,
+    /// Whether notes survive a crash.
+    durable: bool,
+    leased_events_max: u64,
+
+    buckets: HashMap<Place, Bucket>,
+    files: HashMap<FileId, OpenFile>,
+    next_file: FileId,
+    uses: u64,
+    /// The highest counter in any name so far. New ones are above it, so that no two files of a sink ever share a
+    /// name in use, which is the key of their notes.
+    highest_counter: i64,
+    rejected: HashMap<Place, u32>,
+
+    taking: Option<Ticket<Result<Lease, TakeError>>>,
+    /// Events taken and not yet routed, and how many of the first slice are.
+    backlog: std::collections::VecDeque<LeasedSlice>,
+    routed: usize,
+
+    sick: Vec<Sick>,
+    healing: usize,
+    settling: usize,
+    burying: usize,
+    /// One report per job, and there are no more jobs than files, leftovers and settlements.
+    reports: mpsc::UnboundedSender<Done>,
+    arrivals: mpsc::UnboundedReceiver<Done>,
+
+    // What the round decided.
+    settlements: Vec<Settlement>,
+    notes: Vec<NoteUpdate>,
+    noting: Vec<FileId>,
+    letters: Vec<(String, EventBatch, Vec<SeqRange>)>,
+    failure: Option<SinkError>,
+
+    leased_events: u64,
+    leased_bytes: u64,
+    next_due: Option<Instant>,
+}
+
+impl Writing {
+    pub(super) fn new(plan: Plan, store: Store, context: &SinkContext, leftovers: Vec<Leftover>) -> Writing {
+        let (reports, arrivals) = mpsc::unbounded_channel();
+        let channel = &context.channel.channel;
+        let now = Instant::now();
+        // A quarter of a small channel may be on lease; else producers would wait for the sync interval.
+        let leased_events_max = (channel.stats().capacity_events / 4).max(plan.batch as u64);
+        Writing {
+            system: store.describe(),
+            owner: context.name.clone(),
+            durable: channel.is_durable(),
+            leased_events_max,
+            buckets: HashMap::new(),
+            files: HashMap::new(),
+            next_file: 0,
+            uses: 0,
+            highest_counter: leftovers.iter().map(|leftover| leftover.counter).max().unwrap_or(0),
+            rejected: HashMap::new(),
+            taking: None,
+            backlog: std::collections::VecDeque::new(),
+            routed: 0,
+            sick: leftovers.into_iter().map(|leftover| Sick { leftover, tries: 0, due: now }).collect(),
+            healing: 0,
+            settling: 0,
+            burying: 0,
+            reports,
+            arrivals,
+            settlements: Vec::new(),
+            notes: Vec::new(),
+            noting: Vec::new(),
+            letters: Vec::new(),
+            failure: None,
+            leased_events: 0,
+            leased_bytes: 0,
+            next_due: Some(now),
+            plan,
+            store,
+        }
+    }
+
+    pub(super) async fn round(
+        &mut self,
+        context: &SinkContext,
+        consumer: &mut dyn Consumer,
+    ) -> Result<Progress, SinkError> {
+        while let Ok(done) = self.arrivals.try_recv() {
+            self.report(context, done);
+        }
+        self.route(context);
+        self.run_due(context, Instant::now());
+        self.send_out(context, consumer);
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        self.wait(context, consumer).await
+    }
+
+    /// Waits for events, a report or a time, whichever comes first.
+    async fn wait(&mut self, context: &SinkContext, consumer: &mut dyn Consumer) -> Result<Progress, SinkError> {
+        if self.may_take() && self.taking.is_none() {
+            let bytes = TAKE_BYTES_MAX.min((self.plan.leased_bytes_max - self.leased_bytes) as usize).max(1);
+            self.taking = Some(consumer.take(TakeLimits { events: self.plan.batch, bytes }, TAKE_WAIT));
+        }
+        let due = self.next_due.unwrap_or_else(|| Instant::now() + TAKE_WAIT);
+        let taking = &mut self.taking;
+        let taken = async {
+            match taking {
+                Some(ticket) => ticket.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(done) = self.arrivals.recv() => {
+                self.report(context, done);
+                Ok(Progress::Worked)
+            }
+            lease = taken => {
+                self.taking = None;
+                let lease = lease.inspect_err(|_| context.counters.channel_read_fail.add(1))?;
+                context.counters.count_batch(lease.event_count(), self.plan.batch);
+                if lease.is_empty() {
+                    return Ok(Progress::Idle);
+                }
+                self.leased_events += lease.event_count() as u64;
+                self.backlog.extend(lease.slices);
+                self.route(context);
+                Ok(Progress::Worked)
+            }
+            () = tokio::time::sleep_until(due.into()) => Ok(Progress::Worked),
+            () = context.stop.requested() => Ok(Progress::Idle),
+        }
+    }
+
+    fn may_take(&self) -> bool {
+        self.backlog.is_empty() && !self.too_much_leased() && self.files.len() < self.plan.files_max + CLOSING_MAX
+    }
+
+    fn too_much_leased(&self) -> bool {
+        self.leased_bytes >= self.plan.leased_bytes_max || self.leased_events >= self.leased_events_max
+    }
+
+    /// Puts the backlog's events into the buffers of their files, as far as the limits allow.
+    fn route(&mut self, context: &SinkContext) {
+        let (now, now_ms) = (Instant::now(), wall_clock_ms());
+        while let Some(slice) = self.backlog.front().cloned() {
+            while self.routed < slice.events.len() {
+                if self.files.len() >= self.plan.files_max + CLOSING_MAX
+                    || self.leased_bytes >= self.plan.leased_bytes_max
+                {
+                    return;
+                }
+                let seq = slice.first_seq + self.routed as u64;
+                self.routed += 1;
+                self.route_event(context, seq, slice.events.get(self.routed - 1), now, now_ms);
+            }
+            self.backlog.pop_front();
+            self.routed = 0;
+        }
+    }
+
+    fn route_event(&mut self, context: &SinkContext, seq: u64, event: EventRef<'_>, now: Instant, now_ms: i64) {
+        let place = match self.plan.templates.expand(event, now_ms) {
+            Ok(place) => place,
+            Err(reason) => return self.unwritable(context, seq, event, &reason.to_string()),
+        };
+        if self.rejected.get(&place).is_some_and(|times| *times >= REJECTIONS_MAX) {
+            return self.unwritable(context, seq, event, "the store rejects the name of its file");
+        }
+        let id = match self.file_for(place, now, now_ms) {
+            Ok(id) => id,
+            Err(reason) => return self.unwritable(context, seq, event, &reason),
+        };
+        let Some(file) = self.files.get_mut(&id) else { return };
+        self.uses += 1;
+        file.used = self.uses;
+        let idle = file.waiting.since.is_none();
+        match file.add(seq, event, now, now_ms) {
+            Ok(bytes) => self.leased_bytes += bytes,
+            Err(reason) => return self.unwritable(context, seq, event, &reason.to_string()),
+        }
+        if file.buffered_bytes() >= self.plan.sync_bytes {
+            self.start_sync(context, id);
+        } else if idle {
+            self.due_at(now + self.plan.sync_interval);
+        }
+        if let Some(idle) = self.plan.idle {
+            self.due_at(now + idle);
+        }
+    }
+
+    /// The file that takes an event of `place` now: the open one, unless it is full, or a new one.
+    fn file_for(&mut self, place: Place, now: Instant, now_ms: i64) -> Result<FileId, String> {
+        let mut counter = None;
+        if let Some(bucket) = self.buckets.get(&place) {
+            let file = &self.files[&bucket.file];
+            let full = self.plan.roll_events.is_some_and(|limit| file.events >= limit)
+                || self.plan.roll_bytes.is_some_and(|limit| file.body_bytes >= limit);
+            if !full {
+                return Ok(bucket.file);
+            }
+            counter = Some(bucket.counter + 1);
+            self.close_bucket(&place);
+        } else if self.buckets.len() >= self.plan.files_max {
+            let unused = self.buckets.iter().min_by_key(|(_, bucket)| self.files[&bucket.file].used);
+            if let Some(place) = unused.map(|(place, _)| place.clone()) {
+                self.close_bucket(&place);
+            }
+        }
+        // Files of one bucket count up by one, as in Flume; a new bucket starts at the clock, above every other name.
+        let counter = counter.unwrap_or_else(|| now_ms.max(self.highest_counter + 1));
+        self.highest_counter = self.highest_counter.max(counter);
+        let names = Names { place: place.clone(), suffix: self.plan.suffix.clone() };
+        let leftover = Leftover { in_use: self.name_in_use(&place, counter)?, names, counter, settled: 0 };
+        let encoder = Encoder::new(self.plan.format, wire::java::event_headers, random_marker());
+        let mut file = OpenFile::new(leftover, encoder, now);
+        let id = self.next_file;
+        self.next_file += 1;
+        self.leased_bytes += file.buffered_bytes();
+        file.waiting.bytes = file.buffered_bytes();
+        self.files.insert(id, file);
+        self.buckets.insert(place, Bucket { file: id, counter, first_counter: counter });
+        self.noting.push(id);
+        if let Some(interval) = self.plan.roll_interval {
+            self.due_at(now + interval);
+        }
+        Ok(id)
+    }
+
+    fn name_in_use(&self, place: &Place, counter: i64) -> Result<String, String> {
+        let (before, after) = (&self.plan.in_use_prefix, &self.plan.in_use_suffix);
+        let name = format!("{before}{}.{counter}{}{after}", place.name, self.plan.suffix);
+        if name.len() > store::limits::COMPONENT_BYTES_MAX {
+            let limit = store::limits::COMPONENT_BYTES_MAX;
+            return Err(format!("its file's name has {} bytes; a store takes {limit}", name.len()));
+        }
+        Ok(format!("{}/{name}", place.directory))
+    }
+
+    /// No more events for the file of this place; it closes now, or when it is ready.
+    fn close_bucket(&mut self, place: &Place) {
+        if let Some(bucket) = self.buckets.remove(place)
+            && let Some(file) = self.files.get_mut(&bucket.file)
+        {
+            file.closing = true;
+            self.start_close(bucket.file);
+        }
+    }
+
+    fn due_at(&mut self, when: Instant) {
+        self.next_due = Some(self.next_due.map_or(when, |due| due.min(when)));
+    }
+
+    /// Syncs and closes what is due, and finds out when to look again.
+    fn run_due(&mut self, context: &SinkContext, now: Instant) {
+        if self.too_much_leased() {
+            self.relieve(context);
+        }
+        if self.next_due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.next_due = None;
+        let is_old = |bucket: &Bucket| self.is_old(bucket.file, now);
+        let old: Vec<Place> =
+            self.buckets.iter().filter(|(_, bucket)| is_old(bucket)).map(|(place, _)| place.clone()).collect();
+        for place in old {
+            self.close_bucket(&place);
+        }
+        let is_due = |file: &OpenFile| {
+            let waited = file.waiting.since.is_some_and(|since| now >= since + self.plan.sync_interval);
+            file.stage == Stage::Ready && waited
+        };
+        let due: Vec<FileId> = self.files.iter().filter(|(_, file)| is_due(file)).map(|(id, _)| *id).collect();
+        for id in due {
+            self.start_sync(context, id);
+        }
+        let dues = self.files.values().flat_map(|file| {
+            let sync =
+                file.waiting.since.filter(|_| file.stage == Stage::Ready).map(|since| since + self.plan.sync_interval);
+            let open = Some(file).filter(|file| !file.closing);
+            let roll = open.and(self.plan.roll_interval).map(|interval| file.opened + interval);
+            let idle = open.and(self.plan.idle).map(|idle| file.last_event + idle);
+            [sync, roll, idle].into_iter().flatten()
+        });
+        // Every look goes over all files; with thousands of them, their times must not be looked at one by one.
+        self.next_due = dues.min().map(|due| due.max(now + LOOK_AGAIN_AFTER));
+        self.heal_due(now);
+        let oldest = self.files.values().filter_map(OpenFile::oldest).min();
+        context.counters.oldest_lease_ms.set(oldest.map_or(0, |oldest| now.duration_since(oldest).as_millis() as i64));
+    }
+
+    fn is_old(&self, id: FileId, now: Instant) -> bool {
+        let file = &self.files[&id];
+        self.plan.roll_interval.is_some_and(|interval| now >= file.opened + interval)
+            || self.plan.idle.is_some_and(|idle| now >= file.last_event + idle)
+    }
+
+    /// Syncs the files whose events wait longest, until half of what is waiting is on its way.
+    fn relieve(&mut self, context: &SinkContext) {
+        let mut waiting: Vec<(Instant, FileId)> = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.stage == Stage::Ready && !file.closing)
+            .filter_map(|(id, file)| Some((file.waiting.since?, *id)))
+            .collect();
+        waiting.sort();
+        let half = waiting.len().div_ceil(2);
+        for (_, id) in waiting.into_iter().take(half) {
+            self.start_sync(context, id);
+        }
+    }
+
+    fn start_sync(&mut self, context: &SinkContext, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.stage != Stage::Ready || file.closing || file.waiting.events == 0 {
+            return;
+        }
+        let Some(writer) = file.writer.take() else { return };
+        file.stage = Stage::Syncing;
+        context.counters.syncs.add(1);
+        jobs::sync(writer, id, file.fly(), self.reports.clone());
+    }
+
+    /// A file has no job now: what is wanted of it next?
+    fn ready(&mut self, id: FileId) {
+        let Some(file) = self.files.get(&id) else { return };
+        if file.closing {
+            self.start_close(id);
+        } else if let Some(since) = file.waiting.since {
+            self.due_at(since + self.plan.sync_interval);
+        }
+    }
+
+    fn start_close(&mut self, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.stage != Stage::Ready {
+            return;
+        }
+        if file.events == 0 {
+            // Its only event was refused: there is nothing to publish.
+            let Some(file) = self.files.remove(&id) else { return };
+            self.leased_bytes = self.leased_bytes.saturating_sub(file.waiting.bytes);
+            return self.heal_later(file.leftover, 0);
+        }
+        let Some(writer) = file.writer.take() else { return };
+        file.stage = Stage::Closing;
+        let names = file.leftover.names.clone();
+        let bytes = file.fly();
+        jobs::close(self.store.clone(), writer, id, bytes, names, file.leftover.counter, self.reports.clone());
+    }
+
+    fn heal_due(&mut self, now: Instant) {
+        let mut index = 0;
+        while index < self.sick.len() && self.healing < HEALING_MAX {
+            if self.sick[index].due <= now {
+                let Sick { leftover, tries, .. } = self.sick.swap_remove(index);
+                self.healing += 1;
+                jobs::heal(self.store.clone(), leftover, tries, self.reports.clone());
+            } else {
+                index += 1;
+            }
+        }
+        let next = self.sick.iter().map(|sick| sick.due).min();
+        if let Some(due) = next.filter(|_| self.healing < HEALING_MAX) {
+            self.due_at(due);
+        }
+    }
+
+    fn report(&mut self, context: &SinkContext, done: Done) {
+        match done {
+            Done::Noted { files, result: Ok(()) } => files.into_iter().for_each(|id| self.open(id)),
+            Done::Noted { files, result: Err(error) } => {
+                for id in files {
+                    self.give_up(context, id, &error.to_string(), false);
+                }
+            }
+            Done::Opened { file: id, result } => self.opened(context, id, result),
+            Done::Synced { file: id, writer, result } => match result {
+                Ok(length) => {
+                    let note = self.settle_flown(id, length);
+                    let Some(file) = self.files.get_mut(&id) else { return };
+                    file.writer = Some(writer);
+                    file.stage = Stage::Ready;
+                    if let Some(settlement) = self.settlements.last_mut() {
+                        settlement.notes.extend(note);
+                    }
+                    self.ready(id);
+                }
+                Err(error) => self.give_up(context, id, &error.to_string(), true),
+            },
+            Done::Closed { file: id, result: Ok(closed) } => self.closed(context, id, closed),
+            Done::Closed { file: id, result: Err(error) } => self.give_up(context, id, &error.to_string(), true),
+            Done::Healed { leftover, tries, result } => self.healed(context, leftover, tries, result),
+            Done::Settled { delivered, result } => {
+                self.settling -= 1;
+                match result {
+                    Ok(()) => context.counters.event_drain_success.add(delivered),
+                    Err(error) => self.failure = Some(SinkError::Settle(error)),
+                }
+            }
+            Done::Buried { ranges, reason, result } => {
+                self.burying -= 1;
+                let outcome = match result {
+                    Ok(()) => Outcome::DeadLettered { reason },
+                    Err(cause) => {
+                        self.fail(format!("an event cannot be written ({reason}), nor kept as a dead letter: {cause}"));
+                        Outcome::Returned
+                    }
+                };
+                self.end_lease(ranges, 0, outcome);
+            }
+        }
+    }
+
+    /// The note is durable: create the file.
+    fn open(&mut self, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.stage = Stage::Opening;
+        jobs::open(self.store.clone(), id, file.leftover.in_use.clone(), self.reports.clone());
+    }
+
+    fn opened(&mut self, context: &SinkContext, id: FileId, result: Result<store::fs::Writer, StoreError>) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        match result {
+            Ok(writer) => {
+                file.writer = Some(writer);
+                file.stage = Stage::Ready;
+                self.rejected.remove(&file.leftover.names.place);
+                context.counters.connection_created.add(1);
+                self.ready(id);
+            }
+            Err(StoreError::AlreadyExists { path }) => self.take_next_name(context, id, &path),
+            Err(error) => {
+                if matches!(error, StoreError::Rejected { .. }) {
+                    if self.rejected.len() >= REJECTED_NAMES_MAX {
+                        self.rejected.clear();
+                    }
+                    *self.rejected.entry(file.leftover.names.place.clone()).or_default() += 1;
+                }
+                // Without an answer the file may be there.
+                let maybe_created = matches!(error, StoreError::TimedOut { .. } | StoreError::Failed { .. });
+                self.give_up(context, id, &error.to_string(), maybe_created);
+            }
+        }
+    }
+
+    /// Somebody has this name: the counter goes up, as it would for the next file.
+    fn take_next_name(&mut self, context: &SinkContext, id: FileId, taken: &str) {
+        let Some(file) = self.files.get(&id) else { return };
+        let old = file.leftover.clone();
+        let place = old.names.place.clone();
+        let bucket = self.buckets.get_mut(&place).filter(|bucket| bucket.file == id);
+        let first = bucket.as_ref().map_or(old.counter, |bucket| bucket.first_counter);
+        let counter = old.counter + 1;
+        if let Some(bucket) = bucket {
+            bucket.counter = counter;
+        }
+        self.highest_counter = self.highest_counter.max(counter);
+        match self.name_in_use(&place, counter) {
+            Ok(in_use) if counter - first < CREATE_TRIES_MAX => {
+                tracing::warn!("{}: {taken} exists already; taking the next number", self.owner);
+                if self.durable {
+                    self.notes.push(old.removal(&self.owner, &self.system));
+                }
+                if let Some(file) = self.files.get_mut(&id) {
+                    file.leftover = Leftover { in_use, counter, ..old };
+                    file.stage = Stage::Noting;
+                }
+                self.noting.push(id);
+            }
+            _ => self.give_up(context, id, &format!("{taken} and a thousand names after it exist already"), false),
+        }
+    }
+
+    /// Settles what the last job of a file made durable; gives the note that belongs to it.
+    fn settle_flown(&mut self, id: FileId, length: u64) -> Option<NoteUpdate> {
+        let file = self.files.get_mut(&id)?;
+        file.leftover.settled = length;
+        let flown = std::mem::take(&mut file.flying);
+        let note = self.durable.then(|| file.leftover.update(&self.owner, &self.system));
+        self.end_lease(flown.ranges, flown.bytes, Outcome::Delivered);
+        note
+    }
+
+    fn end_lease(&mut self, ranges: Vec<SeqRange>, bytes: u64, outcome: Outcome) {
+        self.leased_bytes = self.leased_bytes.saturating_sub(bytes);
+        if !ranges.is_empty() {
+            let events: u64 = ranges.iter().map(|range| range.count()).sum();
+            self.leased_events = self.leased_events.saturating_sub(events);
+            self.settlements.push(Settlement::new(ranges, outcome));
+        }
+    }
+
+    fn closed(&mut self, context: &SinkContext, id: FileId, Closed { length, published }: Closed) {
+        let note = self.settle_flown(id, length);
+        let Some(file) = self.files.remove(&id) else { return };
+        context.counters.connection_closed.add(1);
+        match published {
+            Ok(path) => {
+                tracing::debug!("{}: {path} has {length} bytes", self.owner);
+                self.forget(&file.leftover);
+            }
+            Err(error) => {
+                // The bytes are safe under the name in use; only the rename is to be repeated.
+                self.notes.extend(note);
+                context.counters.connection_failed.add(1);
+                tracing::warn!(
+                    "{}: {} is complete but could not be published: {error}",
+                    self.owner,
+                    file.leftover.in_use
+                );
+                self.heal_later(file.leftover, 0);
+            }
+        }
+    }
+
+    /// Ends a file that failed: its unsettled events return, and what is on the store is healed.
+    fn give_up(&mut self, context: &SinkContext, id: FileId, cause: &str, maybe_created: bool) {
+        let Some(file) = self.files.remove(&id) else { return };
+        let place = &file.leftover.names.place;
+        if self.buckets.get(place).is_some_and(|bucket| bucket.file == id) {
+            self.buckets.remove(place);
+        }
+        context.counters.connection_failed.add(1);
+        context.counters.event_write_fail.add(1);
+        self.end_lease(file.flying.ranges, file.flying.bytes, Outcome::Returned);
+        self.end_lease(file.waiting.ranges, file.waiting.bytes, Outcome::Returned);
+        if maybe_created || file.leftover.settled > 0 {
+            self.heal_later(file.leftover, 0);
+        } else {
+            self.forget(&file.leftover);
+        }
+        self.fail(cause.to_owned());
+    }
+
+    fn fail(&mut self, cause: String) {
+        self.failure.get_or_insert(SinkError::Delivery(cause));
+    }
+
+    fn forget(&mut self, leftover: &Leftover) {
+        if self.durable {
+            self.notes.push(leftover.removal(&self.owner, &self.system));
+        }
+    }
+
+    fn heal_later(&mut self, leftover: Leftover, tries: u64) {
+        let pause = FIRST_RETRY.saturating_mul(1 << tries.min(16)).min(self.plan.retry);
+        let due = if tries == 0 { Instant::now() } else { Instant::now() + pause };
+        self.due_at(due);
+        self.sick.push(Sick { leftover, tries, due });
+    }
+
+    fn healed(&mut self, context: &SinkContext, leftover: Leftover, tries: u64, result: Result<Healing, StoreError>) {
+        self.healing -= 1;
+        self.due_at(Instant::now());
+        let (owner, in_use) = (self.owner.as_str(), leftover.in_use.as_str());
+        match result {
+            Ok(healing) => {
+                match healing {
+                    Healing::Published(path) => {
+                        tracing::info!("{owner}: {in_use} is published as {path}, with {} bytes", leftover.settled);
+                    }
+                    Healing::Discarded => tracing::info!("{owner}: {in_use} is removed; its events come again"),
+                    Healing::AlreadyGone => tracing::debug!("{owner}: {in_use} is gone already"),
+                }
+                self.forget(&leftover);
+            }
+            Err(error) if self.plan.tries_max.is_some_and(|limit| tries + 1 >= limit) => {
+                context.counters.connection_failed.add(1);
+                tracing::error!(
+                    "{owner}: {in_use}, {} bytes settled, is left as it is after {} tries (hdfs.closeTries): {error}",
+                    leftover.settled,
+                    tries + 1
+                );
+            }
+            Err(error) => {
+                tracing::warn!("{owner}: {in_use} cannot be healed yet: {error}");
+                self.heal_later(leftover, tries + 1);
+            }
+        }
+    }
+
+    /// An event that no try can write.
+    fn unwritable(&mut self, context: &SinkContext, seq: u64, event: EventRef<'_>, reason: &str) {
+        context.counters.event_write_fail.add(1);
+        let range = SeqRange::new(seq, seq + 1);
+        if context.dead_letters.is_none() {
+            self.fail(format!("an event of channel {} cannot be written and stays: {reason}", context.channel.name));
+            return self.end_lease(vec![range], 0, Outcome::Returned);
+        }
+        let known = self.letters.iter_mut().find(|(known, _, _)| known == reason);
+        let (batch, ranges) = match known {
+            Some((_, batch, ranges)) => (batch, ranges),
+            None => {
+                self.letters.push((reason.to_owned(), EventBatch::new(), Vec::new()));
+                match self.letters.last_mut() {
+                    Some((_, batch, ranges)) => (batch, ranges),
+                    None => return,
+                }
+            }
+        };
+        batch.push(event.headers(), event.body());
+        ranges.push(range);
+    }
+
+    /// Hands the round's decisions to the channel.
+    fn send_out(&mut self, context: &SinkContext, consumer: &mut dyn Consumer) {
+        for (reason, batch, ranges) in std::mem::take(&mut self.letters) {
+            let Some(dead_letters) = &context.dead_letters else { continue };
+            tracing::error!("{}: {} events become dead letters: {reason}", self.owner, batch.len());
+            let burial = dead_letters.bury(batch, &reason);
+            self.burying += 1;
+            jobs::spawn(self.reports.clone(), async move { Done::Buried { ranges, reason, result: burial.await } });
+        }
+        if !self.settlements.is_empty() {
+            let settlements = std::mem::take(&mut self.settlements);
+            let events = |settlement: &Settlement| settlement.ranges.iter().map(|range| range.count()).sum::<u64>();
+            let delivered = settlements.iter().filter(|one| one.outcome == Outcome::Delivered).map(events).sum();
+            let ticket = consumer.settle(settlements);
+            self.settling += 1;
+            jobs::spawn(self.reports.clone(), async move { Done::Settled { delivered, result: ticket.await } });
+        }
+        let files = std::mem::take(&mut self.noting);
+        let mut notes = std::mem::take(&mut self.notes);
+        if self.durable {
+            let noted = files.iter().filter_map(|id| self.files.get(id));
+            notes.extend(noted.map(|file| file.leftover.update(&self.owner, &self.system)));
+        }
+        if notes.is_empty() || !self.durable {
+            files.into_iter().for_each(|id| self.open(id));
+        } else {
+            let ticket = consumer.note(notes);
+            jobs::spawn(self.reports.clone(), async move { Done::Noted { files, result: ticket.await } });
+        }
+        context.counters.leased_events.set(i64::try_from(self.leased_events).unwrap_or(i64::MAX));
+    }
+
+    /// Closes and settles everything; what does not end within `limit` is left to the notes.
+    pub(super) async fn finish(
+        mut self,
+        context: &SinkContext,
+        consumer: &mut dyn Consumer,
+        limit: Duration,
+    ) -> Result<(), ComponentError> {
+        let end = tokio::time::Instant::now() + limit;
+        // What was not routed returns when the consumer is dropped.
+        self.taking = None;
+        self.backlog.clear();
+        for place in self.buckets.keys().cloned().collect::<Vec<_>>() {
+            self.close_bucket(&place);
+        }
+        loop {
+            self.due_at(Instant::now());
+            self.run_due(context, Instant::now());
+            self.send_out(context, consumer);
+            let waits_for_heal = self.healing > 0 || (!self.durable && !self.sick.is_empty());
+            if self.files.is_empty() && self.settling == 0 && self.burying == 0 && !waits_for_heal {
+                return Ok(());
+            }
+            match tokio::time::timeout_at(end, self.arrivals.recv()).await {
+                Ok(Some(done)) => self.report(context, done),
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    let open = self.files.values().map(|file| file.leftover.in_use.as_str());
+                    let names: Vec<&str> =
+                        open.chain(self.sick.iter().map(|sick| sick.leftover.in_use.as_str())).collect();
+                    return Err(ComponentError(format!(
+                        "{} files could not be closed within {} s: {}",
+                        names.len(),
+                        limit.as_secs(),
+                        names.iter().take(5).copied().collect::<Vec<_>>().join(", ")
+                    )));
+                }
+            }
+        }
+    }
+}
+
+fn wall_clock_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Sixteen random bytes, from what the standard library seeds its hash tables with.
+fn random_marker() -> [u8; 16] {
+    use std::hash::{BuildHasher as _, RandomState};
+    let half = || RandomState::new().hash_one(Instant::now()).to_le_bytes();
+    let mut marker = [0; 16];
+    marker[..8].copy_from_slice(&half());
+    marker[8..].copy_from_slice(&half());
+    marker
+}
