@@ -13,7 +13,9 @@ mod settlement;
 mod ticket;
 mod waiting;
 
-pub use api::{Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits};
+pub use api::{
+    Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits,
+};
 pub use durable::{DamageReport, Devices, DurableChannel, DurableOptions, OnDamage, OpenError, Recovery};
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
 pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};

@@ -47,10 +47,7 @@ impl Cache {
         }
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.bytes < self.cap
-    }
-
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -8,7 +8,7 @@
 //! take ─► queue ─► cache, or read ─► lease ─► settle ─► pending state ─► gather …
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,14 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 const NOTE_MAX: usize = 4096;
 /// Notes of all owners together: thousands of open files.
 pub(crate) const NOTES_MAX: usize = 16_384;
+/// Bytes of all notes: they must fit one frame, together with what else a snapshot holds.
+const NOTES_BYTES_MAX: usize = 8 << 20;
+/// Puts that wait for room, and bytes of their events: beyond either, a put is refused at once.
+const WAITING_MAX: usize = 16_384;
+const WAITING_BYTES_MAX: usize = 256 << 20;
+/// Runs of settled events above the oldest unsettled one. When there are more, only the oldest event is leased, until
+/// the sinks have settled it: nothing is ever forgotten.
+const SETTLED_RUNS_MAX: usize = 100_000;
 /// Longest reason that is kept with a settlement.
 const REASON_MAX: usize = 200;
 
@@ -102,7 +110,6 @@ pub(crate) struct Counts {
     pub(crate) put_success: u64,
     pub(crate) take_attempts: u64,
     pub(crate) take_success: u64,
-    pub(crate) delivered: u64,
     pub(crate) dead_lettered: u64,
     pub(crate) dropped: u64,
     pub(crate) order_relaxed: u64,
@@ -121,6 +128,7 @@ pub(crate) struct Core {
     cache: Cache,
     /// Puts without room in the channel, by arrival.
     waiting: VecDeque<PendingPut>,
+    waiting_bytes: usize,
     /// Puts with room, by arrival.
     pending: VecDeque<PendingPut>,
     pending_events: u64,
@@ -136,7 +144,12 @@ pub(crate) struct Core {
     reading: bool,
     read_failed: Option<(SeqRange, String)>,
     notes: BTreeMap<(String, String), (u64, Bytes)>,
+    note_bytes: usize,
+    /// Removed while older versions were still on their way to a disk.
+    removed_notes: BTreeMap<(String, String), u64>,
     version: u64,
+    /// Versions whose frames are not durable yet.
+    open_versions: BTreeSet<u64>,
     unwitnessed: Option<(usize, Duration)>,
     next_handle: u64,
     closed: bool,
@@ -174,6 +187,7 @@ impl Core {
             seats: start.logs.into_iter().map(seat).collect(),
             queue: start.queue,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             pending: VecDeque::new(),
             pending_events: 0,
             flying_events: 0,
@@ -184,8 +198,11 @@ impl Core {
             order_wait: None,
             reading: false,
             read_failed: None,
+            note_bytes: start.notes.iter().map(|((owner, key), (_, note))| owner.len() + key.len() + note.len()).sum(),
             notes: start.notes,
+            removed_notes: BTreeMap::new(),
             version: start.version,
+            open_versions: BTreeSet::new(),
             unwitnessed: None,
             next_handle: 0,
             closed: false,
@@ -203,10 +220,6 @@ impl Core {
     pub(crate) fn handle(&mut self) -> u64 {
         self.next_handle += 1;
         self.next_handle
-    }
-
-    pub(crate) fn logs(&self) -> usize {
-        self.seats.len()
     }
 
     /// Events that the channel must still account for, as Flume counts.
@@ -245,8 +258,16 @@ impl Core {
             answers.push(Answer::Put(sender, Ok(PutReceipt { range: None })));
             return;
         }
-        put.sender = Some(sender);
         put.deadline = now + self.options.keep_alive;
+        let crowded = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + put.section_len() > WAITING_BYTES_MAX;
+        if crowded && !self.waiting.is_empty() {
+            self.counts.put_errors += 1;
+            let detail = format!("{} puts wait for room already", self.waiting.len());
+            answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel(), detail })));
+            return;
+        }
+        put.sender = Some(sender);
+        self.waiting_bytes += put.section_len();
         self.waiting.push_back(put);
         self.admit();
         self.expire_puts(now, answers);
@@ -263,6 +284,7 @@ impl Core {
             && self.has_room_for(put.events())
         {
             let put = self.waiting.pop_front().expect("just seen");
+            self.waiting_bytes -= put.section_len();
             self.pending_events += put.events();
             self.pending.push_back(put);
         }
@@ -279,6 +301,7 @@ impl Core {
                 self.disk_bytes(),
                 self.options.keep_alive.as_secs()
             );
+            self.waiting_bytes -= put.section_len();
             self.counts.put_errors += 1;
             if let Some(sender) = put.sender {
                 answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel.clone(), detail })));
@@ -318,7 +341,13 @@ impl Core {
     // ---- frames ----------------------------------------------------------------------------------------------
 
     /// The next frame for a log, if there is something to write and the device has a slot for it.
-    pub(crate) fn gather(&mut self, index: usize, now: Duration, now_ms: u64, answers: &mut Vec<Answer>) -> Option<Job> {
+    pub(crate) fn gather(
+        &mut self,
+        index: usize,
+        now: Duration,
+        now_ms: u64,
+        answers: &mut Vec<Answer>,
+    ) -> Option<Job> {
         if self.seats[index].log.failure().is_some() {
             return None;
         }
@@ -333,12 +362,8 @@ impl Core {
         loop {
             let mut encoded = Vec::new();
             let mut settled: Vec<&SettledRuns> = self.states.iter().flat_map(|state| &state.settled).collect();
-            let voids: Vec<SeqRange> = self
-                .voids
-                .iter()
-                .chain(chosen.iter().flat_map(|place| &self.pending[*place].voids))
-                .copied()
-                .collect();
+            let voids: Vec<SeqRange> =
+                self.voids.iter().chain(chosen.iter().flat_map(|place| &self.pending[*place].voids)).copied().collect();
             let void_runs = SettledRuns { mark: Mark::Void, reason: String::new(), runs: voids.clone() };
             if !voids.is_empty() {
                 settled.push(&void_runs);
@@ -474,7 +499,8 @@ impl Core {
             update: NoteUpdate { owner: owner.clone(), key: key.clone(), note: Some(note.clone()) },
         };
         Snapshot {
-            version: self.version,
+            // A note on its way to another log must not look removed.
+            version: self.open_versions.first().map_or(self.version, |open| open - 1),
             floor: self.queue.floor(),
             settled: self.queue.settled().clone(),
             notes: self.notes.iter().map(note).collect(),
@@ -516,7 +542,10 @@ impl Core {
         let seat = &mut self.seats[index];
         let cause = seat.log.failure().unwrap_or_default().to_owned();
         tracing::error!(
-            channel = self.options.name, device = seat.log.device().name(), cause, frames,
+            channel = self.options.name,
+            device = seat.log.device().name(),
+            cause,
+            frames,
             "a disk failed; what it had not acknowledged goes elsewhere"
         );
         seat.failed_out += frames;
@@ -599,13 +628,14 @@ impl Core {
             for SettledRuns { mark, runs, .. } in &state.settled {
                 let count: u64 = runs.iter().map(|run| run.count()).sum();
                 match mark {
-                    Mark::Delivered => self.counts.delivered += count,
+                    Mark::Delivered => self.counts.take_success += count,
                     Mark::DeadLettered => self.counts.dead_lettered += count,
                     Mark::Dropped => self.counts.dropped += count,
                     Mark::Void | Mark::Lost => {}
                 }
                 runs.iter().for_each(|run| self.queue.settle(*run));
             }
+            state.notes.into_iter().for_each(|note| self.publish_note(note));
             if let Some(sender) = state.sender {
                 answers.push(Answer::Settle(sender, Ok(())));
             }
@@ -652,7 +682,6 @@ impl Core {
             if lease.is_empty() {
                 break;
             }
-            self.counts.take_success += lease.event_count() as u64;
             let take = self.takes.pop_front().expect("just seen");
             answers.push(Answer::Take(take.sender, Ok(lease)));
         }
@@ -683,6 +712,10 @@ impl Core {
                 }
             } else {
                 self.order_wait = None;
+            }
+            let scattered = self.queue.settled().pieces() >= SETTLED_RUNS_MAX.min(self.put_bytes_max() / 64);
+            if scattered && head.start > self.queue.floor() {
+                break;
             }
             let wanted = SeqRange::new(head.start, head.end.min(head.start + most - events));
             let Some(mut slice) = self.cache.find(wanted) else { break };
@@ -818,15 +851,27 @@ impl Core {
 
     fn check_notes(&self, notes: &[NoteUpdate]) -> Result<(), SettleError> {
         for NoteUpdate { owner, key, note } in notes {
-            let len = owner.len() + key.len() + note.as_ref().map_or(0, Bytes::len);
-            if len > NOTE_MAX {
-                return Err(SettleError::NoteRefused(format!("{len} bytes; the limit is {NOTE_MAX}")));
+            let longest = note.as_ref().map_or(0, Bytes::len).max(owner.len() + key.len());
+            if longest > NOTE_MAX {
+                return Err(SettleError::NoteRefused(format!("{longest} bytes; the limit is {NOTE_MAX}")));
             }
         }
-        if self.notes.len() + notes.iter().filter(|note| note.note.is_some()).count() > NOTES_MAX {
+        let is_new = |update: &&NoteUpdate| {
+            update.note.is_some() && !self.notes.contains_key(&(update.owner.clone(), update.key.clone()))
+        };
+        if self.notes.len() + notes.iter().filter(is_new).count() > NOTES_MAX {
             return Err(SettleError::NoteRefused(format!("{} notes; the limit is {NOTES_MAX}", self.notes.len())));
         }
+        let added: usize = notes.iter().map(note_bytes).sum::<usize>() + self.open_note_bytes();
+        let limit = NOTES_BYTES_MAX.min(self.put_bytes_max() / 2);
+        if self.note_bytes + added > limit {
+            return Err(SettleError::NoteRefused(format!("{} bytes of notes; the limit is {limit}", self.note_bytes)));
+        }
         Ok(())
+    }
+
+    fn open_note_bytes(&self) -> usize {
+        self.states.iter().flat_map(|state| &state.notes).map(|note| note_bytes(&note.update)).sum()
     }
 
     fn enqueue_state(
@@ -843,15 +888,38 @@ impl Core {
         }
         let versioned = |update: NoteUpdate| {
             self.version += 1;
-            let key = (update.owner.clone(), update.key.clone());
-            match &update.note {
-                Some(note) => self.notes.insert(key, (self.version, note.clone())),
-                None => self.notes.remove(&key),
-            };
+            self.open_versions.insert(self.version);
             VersionedNote { version: self.version, update }
         };
         let notes = notes.into_iter().map(versioned).collect();
         self.states.push(PendingState { settled, notes, sender: Some(sender) });
+    }
+
+    /// A note is durable. Frames of different logs may become so in any order; the latest version wins.
+    fn publish_note(&mut self, note: VersionedNote) {
+        let VersionedNote { version, update: NoteUpdate { owner, key, note } } = note;
+        self.open_versions.remove(&version);
+        let key = (owner, key);
+        let known = self.notes.get(&key).map(|(known, _)| *known).max(self.removed_notes.get(&key).copied());
+        if known.is_none_or(|known| known < version) {
+            let overhead = key.0.len() + key.1.len();
+            let earlier = match note {
+                Some(note) => {
+                    self.note_bytes += overhead + note.len();
+                    self.notes.insert(key, (version, note))
+                }
+                None => {
+                    self.removed_notes.insert(key.clone(), version);
+                    self.notes.remove(&key)
+                }
+            };
+            if let Some((_, note)) = earlier {
+                self.note_bytes -= overhead + note.len();
+            }
+        }
+        if self.open_versions.is_empty() {
+            self.removed_notes.clear();
+        }
     }
 
     pub(crate) fn drop_consumer(&mut self, now: Duration, consumer: ConsumerId, answers: &mut Vec<Answer>) {
@@ -860,7 +928,7 @@ impl Core {
         let (gone, kept): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut self.takes).into_iter().partition(|take| take.consumer == consumer);
         self.takes = kept;
-        answers.extend(gone.into_iter().map(|take| Answer::Take(take.sender, Err(TakeError::Closed))));
+        answers.extend(gone.into_iter().map(|take| Answer::Take(take.sender, Ok(Lease::default()))));
         self.after_change(now, answers);
     }
 
@@ -892,7 +960,8 @@ impl Core {
     pub(crate) fn tick(&mut self, now: Duration, answers: &mut Vec<Answer>) {
         for index in 0..self.seats.len() {
             let failed = self.seats[index].log.check_epoch();
-            if !failed.is_empty() || (self.seats[index].log.failure().is_some() && self.seats[index].retry_at.is_none()) {
+            if !failed.is_empty() || (self.seats[index].log.failure().is_some() && self.seats[index].retry_at.is_none())
+            {
                 self.log_failed(index, now, failed.len());
             }
         }
@@ -1048,6 +1117,10 @@ impl Core {
             unhealthy: self.seats.iter().any(|seat| seat.log.failure().is_some()),
         }
     }
+}
+
+fn note_bytes(update: &NoteUpdate) -> usize {
+    update.owner.len() + update.key.len() + update.note.as_ref().map_or(0, Bytes::len)
 }
 
 fn shortened(mut reason: String) -> String {

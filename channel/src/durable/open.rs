@@ -3,7 +3,7 @@
 //! Reads everything before it writes anything. Promises that a channel starts only when every acknowledged event is
 //! accounted for: queued, settled, or named in an error. The order is: locks, identities, logs, judgement, verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -74,7 +74,9 @@ pub enum OpenError {
     Foreign { dir: String, other: String },
     #[error("{dir} and {other} are the same directory under two names; name it once")]
     SameDirectory { dir: String, other: String },
-    #[error("directory …{hint} of this channel is missing and may hold pending events; mount it, or name it again in dataDirs")]
+    #[error(
+        "directory …{hint} of this channel is missing and may hold pending events; mount it, or name it again in dataDirs"
+    )]
     MissingDirectory { hint: String },
     #[error("{given} directories; a channel has at most {MEMBERS_MAX}")]
     TooManyDirectories { given: usize },
@@ -146,10 +148,12 @@ struct Found {
     notes: BTreeMap<(String, String), (u64, Option<Bytes>)>,
     /// Notes older than this that no snapshot mentions are gone.
     notes_from: u64,
+    /// Versions of the notes in the newest snapshot.
+    snapshot_notes: BTreeSet<u64>,
     version: u64,
     unknown: Option<u16>,
     malformed: Option<String>,
-    /// (ordinal, end offset) of each frame that is near the end, to count what is unproven.
+    /// Where the newest frames end, to count those that nothing proves.
     ends: Vec<Place>,
 }
 
@@ -161,28 +165,31 @@ pub(crate) fn open(
     now_ms: u64,
 ) -> Result<(Start, Recovery), OpenError> {
     let identities = identify(dirs, random, now_ms)?;
-    let (mut scans, mut found) = (Vec::new(), Found::default());
+    let (mut scans, mut found, mut ends) = (Vec::new(), Found::default(), Vec::new());
     for (OpenDir { dir, .. }, identity) in dirs.iter().zip(&identities) {
         let mut own = Found::default();
         let keep = |kind: u16| kind != TRANSACTION;
-        let scan = read_log(&**dir, identity.log, identity.channel, &settings.keys, true, &keep, &mut |header, kept| {
-            own.take(header, kept);
-        })?;
+        let scan =
+            read_log(&**dir, identity.log, identity.channel, &settings.keys, true, &keep, &mut |header, kept| {
+                own.take(header, kept);
+            })?;
         if let Some(kind) = own.unknown {
             return Err(OpenError::UnknownSection { dir: dir.name(), kind });
         }
         if let Some(what) = own.malformed.take() {
             return Err(OpenError::Malformed { dir: dir.name(), what });
         }
+        ends.push(std::mem::take(&mut own.ends));
         found.merge(own);
         scans.push(scan);
     }
     let witnessed = witnessed(&scans);
     let mut recovery = Recovery::default();
-    for scan in &scans {
+    for (scan, ends) in scans.iter().zip(ends) {
         recovery.frames += scan.frames;
         recovery.bytes_read += scan.bytes_read;
         let mark = witnessed[&scan.log];
+        recovery.unproven_frames += ends.iter().filter(|end| **end > mark).count() as u64;
         for finding in scan.judge(mark) {
             recovery.torn += u64::from(matches!(finding.case, Case::TornHole | Case::TornTail));
             if finding.case != Case::CleanEnd && finding.case != Case::Fenced {
@@ -190,8 +197,6 @@ pub(crate) fn open(
             }
         }
     }
-    let highest = witnessed.values().max().copied().unwrap_or_default();
-    recovery.unproven_frames = found.ends.iter().filter(|end| **end > highest).count() as u64;
     let accounted = found.accounted();
     let missing = |start: u64, end: u64| -> Vec<SeqRange> {
         let mut gap = RangeSet::default();
@@ -235,8 +240,7 @@ pub(crate) fn open(
         write_verdict(&mut log, &**dir, random, now_ms)?;
         logs.push(log);
     }
-    let live = |(key, (version, note)): ((String, String), (u64, Option<Bytes>))| Some((key, (version, note?)));
-    let notes = found.live_notes().into_iter().filter_map(live).collect();
+    let notes = found.live_notes();
     Ok((Start { logs, queue, notes, version: found.version, voids, lost }, recovery))
 }
 
@@ -274,10 +278,10 @@ impl Found {
             self.coverage.insert(SeqRange::new(header.first_seq, header.end_seq()));
         }
         if !header.witness {
-            self.ends.push(Place { ordinal: header.ordinal, offset: header.end() });
-            // Only the newest can be unproven.
-            if self.ends.len() > 4096 {
-                self.ends.drain(..2048);
+            let end = Place { ordinal: header.ordinal, offset: header.end() };
+            // Segments come newest first, and only the newest frames can be unproven.
+            if self.ends.first().is_none_or(|newest| newest.ordinal <= end.ordinal + 1) {
+                self.ends.push(end);
             }
         }
         for section in kept {
@@ -300,13 +304,21 @@ impl Found {
                 self.floor = self.floor.max(snapshot.floor);
                 self.settled.insert_all(&snapshot.settled);
                 self.version = self.version.max(snapshot.version);
-                self.notes_from = self.notes_from.max(snapshot.version);
+                let versions = snapshot.notes.iter().map(|note| note.version).collect();
+                self.take_snapshot_notes(snapshot.version, versions);
                 snapshot.notes.into_iter().for_each(|note| self.take_note(note));
             }
             kind if !sections::is_known(kind) && !section.optional => self.unknown = Some(kind),
             _ => {}
         }
         Ok(())
+    }
+
+    fn take_snapshot_notes(&mut self, from: u64, versions: BTreeSet<u64>) {
+        if from >= self.notes_from {
+            self.notes_from = from;
+            self.snapshot_notes = versions;
+        }
     }
 
     fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
@@ -323,14 +335,13 @@ impl Found {
         self.floor = self.floor.max(other.floor);
         self.durable_seq = self.durable_seq.max(other.durable_seq);
         self.version = self.version.max(other.version);
-        self.notes_from = self.notes_from.max(other.notes_from);
+        self.take_snapshot_notes(other.notes_from, other.snapshot_notes);
         for (key, (version, note)) in other.notes {
             let known = self.notes.entry(key).or_insert((version, None));
             if known.0 <= version {
                 *known = (version, note);
             }
         }
-        self.ends.extend(other.ends);
     }
 
     fn accounted(&self) -> RangeSet {
@@ -344,8 +355,13 @@ impl Found {
         ends.into_iter().flatten().max().unwrap_or_default()
     }
 
-    fn live_notes(&self) -> BTreeMap<(String, String), (u64, Option<Bytes>)> {
-        self.notes.clone()
+    /// The latest of each note. One that the newest snapshot left out was removed before it.
+    fn live_notes(&self) -> BTreeMap<(String, String), (u64, Bytes)> {
+        let live = |(key, (version, note)): (&(String, String), &(u64, Option<Bytes>))| {
+            let known = *version > self.notes_from || self.snapshot_notes.contains(version);
+            note.clone().filter(|_| known).map(|note| (key.clone(), (*version, note)))
+        };
+        self.notes.iter().filter_map(live).collect()
     }
 }
 

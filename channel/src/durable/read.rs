@@ -110,7 +110,9 @@ impl ReadJob {
             cursors.0.resize(source.log + 1, None);
         }
         let mut offset = match cursors.0[source.log] {
-            Some(cursor) if cursor.ordinal == source.ordinal && cursor.seq <= self.seq => cursor.offset.max(source.offset),
+            Some(cursor) if cursor.ordinal == source.ordinal && cursor.seq <= self.seq => {
+                cursor.offset.max(source.offset)
+            }
             _ => source.offset,
         };
         let mut chunk = Chunk { start: 0, buffer: Buffer::zeroed(CHUNK).map_err(|error| error.to_string())? };
@@ -135,7 +137,8 @@ impl ReadJob {
             let head = chunk.bytes(source, offset, frame::HEADER.next_multiple_of(4096)).map_err(error)?;
             let header = FrameHeader::decode(head).map_err(|damage| format!("{}: {damage}", at(offset)))?;
             let incarnation = source.incarnation_at(offset).filter(|incarnation| incarnation.id == header.incarnation);
-            let Some(incarnation) = incarnation.filter(|_| header.offset == offset && header.ordinal == source.ordinal) else {
+            let Some(incarnation) = incarnation.filter(|_| header.offset == offset && header.ordinal == source.ordinal)
+            else {
                 return Err(format!("{}: a frame of another place", at(offset)));
             };
             if header.seq_count > 0 && header.first_seq > self.seq && !found {

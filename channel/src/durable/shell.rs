@@ -4,7 +4,7 @@
 //! does it without the lock, and brings the result back; tickets are resolved after the lock is free.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -217,8 +217,7 @@ impl DurableChannel {
             transaction_capacity: options.transaction_capacity,
             stopping: std::sync::atomic::AtomicBool::new(false),
         });
-        let mut channel =
-            DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks) };
+        let mut channel = DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks) };
         channel.spawn(&options.name).map_err(|error| OpenError::Io {
             dir: options.name.clone(),
             action: "start a thread".to_owned(),
@@ -473,9 +472,4 @@ impl Drop for DurableConsumer {
     fn drop(&mut self) {
         self.shared.step(|core, now, answers| core.drop_consumer(now, self.id, answers));
     }
-}
-
-/// The directory of a channel's own files inside a configured data directory.
-pub fn own_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("penstock")
 }
