@@ -190,34 +190,35 @@ impl EventBatch {
 
     /// Bytes that [`encode`](EventBatch::encode) will append.
     pub fn encoded_len(&self) -> usize {
-        let mut len = varint_len(self.common.len() as u64);
-        for header in &self.common {
-            len += 1 + string_len(&header.key) + string_len(&header.value);
-        }
-        len += varint_len(self.len() as u64);
-        let mut start = 0;
-        for &end in &self.ends {
-            len += varint_len(u64::from(end - start));
-            start = end;
-        }
-        len + self.records.len()
+        self.encoded_prefix().len() + self.records.len()
     }
 
     /// Appends the batch as a frame holds it: common headers, record lengths, records.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.common.len() as u64);
+        out.extend_from_slice(&self.encoded_prefix());
+        out.extend_from_slice(&self.records);
+    }
+
+    /// What stands before the records in a frame: common headers and record lengths.
+    pub(crate) fn encoded_prefix(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 + 2 * self.len());
+        put_varint(&mut out, self.common.len() as u64);
         for header in &self.common {
             out.push(u8::from(header.existing == Existing::Replace));
-            put_string(out, &header.key);
-            put_string(out, &header.value);
+            put_string(&mut out, &header.key);
+            put_string(&mut out, &header.value);
         }
-        put_varint(out, self.len() as u64);
+        put_varint(&mut out, self.len() as u64);
         let mut start = 0;
         for &end in &self.ends {
-            put_varint(out, u64::from(end - start));
+            put_varint(&mut out, u64::from(end - start));
             start = end;
         }
-        out.extend_from_slice(&self.records);
+        out
+    }
+
+    pub(crate) fn records(&self) -> &[u8] {
+        &self.records
     }
 }
 
@@ -349,6 +350,11 @@ impl<'a> EventRef<'a> {
         &self.record[own.at..]
     }
 
+    /// Bytes of the event's own record: headers that it shares with its batch are not counted.
+    pub fn bytes(&self) -> usize {
+        self.record.len()
+    }
+
     /// The value of a header.
     pub fn header(&self, key: &str) -> Option<&'a str> {
         let common = self.common.iter().find(|header| header.key == key);
@@ -426,14 +432,6 @@ fn check_record(record: &[u8]) -> Result<(), MalformedEvents> {
 fn record_range(ends: &[u32], index: usize) -> Range<usize> {
     let start = if index == 0 { 0 } else { ends[index - 1] };
     start as usize..ends[index] as usize
-}
-
-pub(crate) fn varint_len(value: u64) -> usize {
-    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
-}
-
-fn string_len(text: &str) -> usize {
-    varint_len(text.len() as u64) + text.len()
 }
 
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {

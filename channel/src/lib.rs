@@ -6,13 +6,17 @@
 mod api;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod durable;
 mod event;
 mod memory;
 mod settlement;
 mod ticket;
 mod waiting;
 
-pub use api::{Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits};
+pub use api::{
+    Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits,
+};
+pub use durable::{DamageReport, Devices, DurableChannel, DurableOptions, OnDamage, OpenError, Recovery};
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
 pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};
 pub use settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};

@@ -1,0 +1,75 @@
+//! Frames in memory between the disk and the consumers: the hot tail, and what was read ahead.
+//!
+//! Byte-capped. A frame stays until its last event is leased; a rollback reads it again. When the cap is reached, new
+//! frames are not kept: the consumer is far behind and will read them from disk anyway.
+
+use std::collections::BTreeMap;
+
+use crate::api::LeasedSlice;
+use crate::event::EventSlice;
+use crate::settlement::SeqRange;
+
+/// The events of one transaction or one frame, in memory.
+#[derive(Debug)]
+struct Cached {
+    events: EventSlice,
+    bytes: usize,
+    /// Events not leased yet.
+    left: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cache {
+    slices: BTreeMap<u64, Cached>,
+    bytes: usize,
+    cap: usize,
+}
+
+impl Cache {
+    pub(crate) fn new(cap: usize) -> Cache {
+        Cache { slices: BTreeMap::new(), bytes: 0, cap }
+    }
+
+    /// Keeps freshly written events if there is room.
+    pub(crate) fn offer(&mut self, first_seq: u64, events: EventSlice) {
+        if self.bytes + events.bytes() <= self.cap {
+            self.keep(first_seq, events);
+        }
+    }
+
+    /// Keeps events that a consumer waits for.
+    pub(crate) fn keep(&mut self, first_seq: u64, events: EventSlice) {
+        // Offsets and lengths of events count too, or small events would cost more than the cap says.
+        let (bytes, left) = (events.bytes() + 8 * events.len(), events.len());
+        if left > 0 && !self.slices.contains_key(&first_seq) {
+            self.bytes += bytes;
+            self.slices.insert(first_seq, Cached { events, bytes, left });
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Events from `range.start` on that are in memory in one piece, no further than `range.end`.
+    pub(crate) fn find(&self, range: SeqRange) -> Option<LeasedSlice> {
+        let (first, cached) = self.slices.range(..=range.start).next_back()?;
+        let start = (range.start - first) as usize;
+        let end = ((range.end - first) as usize).min(cached.events.len());
+        (start < end).then(|| LeasedSlice { first_seq: range.start, events: cached.events.slice(start..end) })
+    }
+
+    /// Notes that events were leased; what is leased as a whole leaves.
+    pub(crate) fn leased(&mut self, range: SeqRange) {
+        if let Some((first, cached)) = self.slices.range_mut(..=range.start).next_back() {
+            cached.left = cached.left.saturating_sub(range.count() as usize);
+            if cached.left == 0 {
+                let first = *first;
+                if let Some(gone) = self.slices.remove(&first) {
+                    self.bytes -= gone.bytes;
+                }
+            }
+        }
+    }
+}

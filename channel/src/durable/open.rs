@@ -1,0 +1,469 @@
+//! Opening a durable channel: whose directories these are, what is in them, and what that means.
+//!
+//! Reads everything before it writes anything. Promises that a channel starts only when every acknowledged event is
+//! accounted for: queued, settled, or named in an error. The order is: locks, identities, logs, judgement, verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wal::device::Device;
+use wal::format::frame::{FrameHeader, Mark as Place};
+use wal::format::identity::{Identity, Member};
+use wal::format::{Classified, Damage};
+use wal::io::buffer::Buffer;
+use wal::io::{Access, Dir, durable};
+use wal::limits::{MEMBERS_MAX, PAGE};
+use wal::log::{Log, LogOptions, slot_of};
+use wal::recover::cases::Case;
+use wal::recover::{Finding, Kept, LogScan, RecoverError, read_log};
+use wal::seal::{ChannelKey, Random};
+
+use super::core::Start;
+use super::queue::Queue;
+use super::ranges::RangeSet;
+use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, TRANSACTION, VersionedNote};
+use crate::settlement::SeqRange;
+
+const IDENTITY: &str = "identity";
+
+/// A directory to open, and what it fails together with.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenDir {
+    pub(crate) dir: Arc<dyn Dir>,
+    pub(crate) device: Arc<Device>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct OpenSettings {
+    pub(crate) segment_len: u64,
+    pub(crate) reserve_bytes: u64,
+    /// The key for new frames.
+    pub(crate) key: Option<ChannelKey>,
+    /// All keys that old frames may need.
+    pub(crate) keys: Vec<ChannelKey>,
+    pub(crate) on_damage: OnDamage,
+}
+
+/// What to do when acknowledged events are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDamage {
+    /// Do not start; nothing is changed.
+    #[default]
+    Refuse,
+    /// Start without them, and count them as lost.
+    Continue,
+}
+
+/// Why a durable channel does not open. Nothing that was accepted is touched.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{dir} is in use by another process; stop it, or give this channel directories of its own")]
+    Locked { dir: String },
+    #[error("{dir}: {action}: {error}")]
+    Io { dir: String, action: String, error: io::Error },
+    #[error("{dir}: identity: {damage}; restore the file `identity` from a copy, or name the right directory")]
+    Identity { dir: String, damage: Damage },
+    #[error(
+        "{dir} holds segments but no identity; if its disk was replaced or not mounted, bring the old one back, otherwise set the directory aside"
+    )]
+    NoIdentity { dir: String },
+    #[error("{dir} belongs to another channel than {other}; give each channel directories of its own")]
+    Foreign { dir: String, other: String },
+    #[error("{dir} and {other} are the same directory under two names; name it once")]
+    SameDirectory { dir: String, other: String },
+    #[error(
+        "directory …{hint} of this channel is missing and may hold pending events; mount it, or name it again in dataDirs"
+    )]
+    MissingDirectory { hint: String },
+    #[error("{given} directories; a channel has at most {MEMBERS_MAX}")]
+    TooManyDirectories { given: usize },
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    #[error("{0}")]
+    Damaged(Box<DamageReport>),
+    #[error("{dir}: a section of kind {kind} is unknown and not optional; a newer version wrote it, so use that one")]
+    UnknownSection { dir: String, kind: u16 },
+    #[error("{dir}: {what}, although its checksum is right; keep a copy and report this")]
+    Malformed { dir: String, what: String },
+    #[error("{0}")]
+    Option(String),
+}
+
+/// What is lost if the channel starts without it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DamageReport {
+    /// (directory, finding)
+    pub findings: Vec<(String, Finding)>,
+    /// Acknowledged events that no directory holds.
+    pub lost: Vec<SeqRange>,
+}
+
+impl std::fmt::Display for DamageReport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = String::from("acknowledged events are damaged:");
+        for (dir, finding) in &self.findings {
+            let Finding { slot, start, end, case, .. } = finding;
+            let _infallible = write!(text, " {dir} segment {slot} bytes {start}..{end} ({case});");
+        }
+        if !self.lost.is_empty() {
+            let count: u64 = self.lost.iter().map(|range| range.count()).sum();
+            let _infallible = write!(text, " {count} events missing, numbers");
+            for range in self.lost.iter().take(8) {
+                let _infallible = write!(text, " {range}");
+            }
+            text.push(';');
+        }
+        text.push_str(
+            " nothing was changed. Look with `wal-inspect verify`, bring back a lost disk, or start without them with penstock.onDamage = continue",
+        );
+        formatter.write_str(&text)
+    }
+}
+
+/// What recovery met, for the log line and for tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    pub queued_events: u64,
+    pub frames: u64,
+    pub bytes_read: u64,
+    /// Places where unacknowledged writes were torn.
+    pub torn: u64,
+    /// Whole frames that nothing proves to have been acknowledged; their transactions are kept.
+    pub unproven_frames: u64,
+    /// Events given up because of damage.
+    pub lost_events: u64,
+    pub findings: Vec<(String, Finding)>,
+}
+
+/// Everything read, before anything is decided.
+#[derive(Default)]
+struct Found {
+    coverage: RangeSet,
+    floor: u64,
+    durable_seq: u64,
+    settled: RangeSet,
+    notes: BTreeMap<(String, String), (u64, Option<Bytes>)>,
+    /// Notes older than this that no snapshot mentions are gone.
+    notes_from: u64,
+    /// Versions of the notes in the newest snapshot.
+    snapshot_notes: BTreeSet<u64>,
+    version: u64,
+    unknown: Option<u16>,
+    malformed: Option<String>,
+    /// Where the newest frames end, to count those that nothing proves.
+    ends: Vec<Place>,
+}
+
+/// Opens the channel in these directories.
+pub(crate) fn open(
+    dirs: &[OpenDir],
+    settings: &OpenSettings,
+    random: &dyn Random,
+    now_ms: u64,
+) -> Result<(Start, Recovery), OpenError> {
+    let identities = identify(dirs, random, now_ms)?;
+    let (mut scans, mut found, mut ends) = (Vec::new(), Found::default(), Vec::new());
+    for (OpenDir { dir, .. }, identity) in dirs.iter().zip(&identities) {
+        let mut own = Found::default();
+        let keep = |kind: u16| kind != TRANSACTION;
+        let scan =
+            read_log(&**dir, identity.log, identity.channel, &settings.keys, true, &keep, &mut |header, kept| {
+                own.take(header, kept);
+            })?;
+        if let Some(kind) = own.unknown {
+            return Err(OpenError::UnknownSection { dir: dir.name(), kind });
+        }
+        if let Some(what) = own.malformed.take() {
+            return Err(OpenError::Malformed { dir: dir.name(), what });
+        }
+        ends.push(std::mem::take(&mut own.ends));
+        found.merge(own);
+        scans.push(scan);
+    }
+    let witnessed = witnessed(&scans);
+    let mut recovery = Recovery::default();
+    for (scan, ends) in scans.iter().zip(ends) {
+        recovery.frames += scan.frames;
+        recovery.bytes_read += scan.bytes_read;
+        let mark = witnessed[&scan.log];
+        recovery.unproven_frames += ends.iter().filter(|end| **end > mark).count() as u64;
+        for finding in scan.judge(mark) {
+            recovery.torn += u64::from(matches!(finding.case, Case::TornHole | Case::TornTail));
+            if finding.case != Case::CleanEnd && finding.case != Case::Fenced {
+                recovery.findings.push((scan.dir.clone(), finding));
+            }
+        }
+    }
+    let accounted = found.accounted();
+    let missing = |start: u64, end: u64| -> Vec<SeqRange> {
+        let mut gap = RangeSet::default();
+        if start < end {
+            gap.insert(SeqRange::new(start, end));
+        }
+        gap.remove_all(&accounted);
+        gap.iter().collect()
+    };
+    let next_seq = found.next_seq();
+    let lost = missing(found.floor, found.durable_seq);
+    // Numbers that were given out and never became durable: nobody was told, and nobody will be.
+    let voids = missing(found.durable_seq.max(found.floor), next_seq);
+    recovery.lost_events = lost.iter().map(|range| range.count()).sum();
+    let damaged: Vec<_> = recovery.findings.iter().filter(|(_, finding)| finding.case.is_loss()).cloned().collect();
+    if settings.on_damage == OnDamage::Refuse && (!lost.is_empty() || !damaged.is_empty()) {
+        return Err(OpenError::Damaged(Box::new(DamageReport { findings: damaged, lost })));
+    }
+    let mut queued = found.coverage.clone();
+    queued.remove_all(&found.settled);
+    if found.floor > 0 {
+        queued.remove(SeqRange::new(0, found.floor));
+    }
+    recovery.queued_events = queued.count();
+    let mut settled = found.settled.clone();
+    settled.insert_all(&lost.iter().copied().collect());
+    let unresolved = voids.iter().copied().collect();
+    let queue = Queue::recovered(queued, settled, unresolved, next_seq);
+    let mut logs = Vec::new();
+    for ((OpenDir { dir, device }, identity), scan) in dirs.iter().zip(&identities).zip(scans) {
+        let options = LogOptions {
+            channel: identity.channel,
+            log: identity.log,
+            segment_len: settings.segment_len,
+            key: settings.key.clone(),
+            spare_segments: 2,
+            reserve_bytes: settings.reserve_bytes,
+        };
+        let recovered = scan.recovered(witnessed[&identity.log], settings.segment_len, settings.key.is_some());
+        let mut log = Log::new(options, Arc::clone(device), recovered);
+        write_verdict(&mut log, &**dir, random, now_ms)?;
+        logs.push(log);
+    }
+    let notes = found.live_notes();
+    Ok((Start { logs, queue, notes, version: found.version, voids, lost }, recovery))
+}
+
+/// What was torn is fenced for good before anything is served.
+fn write_verdict(log: &mut Log, dir: &dyn Dir, random: &dyn Random, now_ms: u64) -> Result<(), OpenError> {
+    while log.needs_verdict() {
+        let Some(chore) = log.next_chore(random, false, false, now_ms) else { break };
+        let result = chore.run(dir);
+        let failure = result.as_ref().err().map(|error| io::Error::new(error.kind(), error.to_string()));
+        log.chore_done(chore, result);
+        if let Some(error) = failure {
+            let action = "write the verdict of recovery".to_owned();
+            return Err(OpenError::Io { dir: dir.name(), action, error });
+        }
+    }
+    Ok(())
+}
+
+/// The highest mark of each log that any log, itself included, has.
+fn witnessed(scans: &[LogScan]) -> BTreeMap<[u8; 16], Place> {
+    let mut marks: BTreeMap<[u8; 16], Place> = scans.iter().map(|scan| (scan.log, Place::default())).collect();
+    for (log, mark) in scans.iter().flat_map(|scan| &scan.marks) {
+        if let Some(known) = marks.get_mut(log) {
+            *known = (*known).max(*mark);
+        }
+    }
+    marks
+}
+
+impl Found {
+    fn take(&mut self, header: &FrameHeader, kept: &[Kept]) {
+        self.floor = self.floor.max(header.floor);
+        self.durable_seq = self.durable_seq.max(header.durable_seq);
+        if header.seq_count > 0 {
+            self.coverage.insert(SeqRange::new(header.first_seq, header.end_seq()));
+        }
+        if !header.witness {
+            let end = Place { ordinal: header.ordinal, offset: header.end() };
+            // Segments come newest first, and only the newest frames can be unproven.
+            if self.ends.first().is_none_or(|newest| newest.ordinal <= end.ordinal + 1) {
+                self.ends.push(end);
+            }
+        }
+        for section in kept {
+            if let Err(error) = self.take_section(section) {
+                self.malformed = Some(error.to_string());
+            }
+        }
+    }
+
+    fn take_section(&mut self, section: &Kept) -> Result<(), crate::event::MalformedEvents> {
+        match section.kind {
+            SETTLEMENT => {
+                for settled in sections::decode_settlements(&section.payload)? {
+                    settled.runs.into_iter().for_each(|run| self.settled.insert(run));
+                }
+            }
+            NOTES => sections::decode_notes(&section.payload)?.into_iter().for_each(|note| self.take_note(note)),
+            SNAPSHOT => {
+                let snapshot = sections::decode_snapshot(&section.payload)?;
+                self.floor = self.floor.max(snapshot.floor);
+                self.settled.insert_all(&snapshot.settled);
+                self.version = self.version.max(snapshot.version);
+                let versions = snapshot.notes.iter().map(|note| note.version).collect();
+                self.take_snapshot_notes(snapshot.version, versions);
+                snapshot.notes.into_iter().for_each(|note| self.take_note(note));
+            }
+            kind if !sections::is_known(kind) && !section.optional => self.unknown = Some(kind),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn take_snapshot_notes(&mut self, from: u64, versions: BTreeSet<u64>) {
+        if from >= self.notes_from {
+            self.notes_from = from;
+            self.snapshot_notes = versions;
+        }
+    }
+
+    fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
+        self.version = self.version.max(version);
+        let known = self.notes.entry((update.owner, update.key)).or_insert((version, None));
+        if known.0 <= version {
+            *known = (version, update.note);
+        }
+    }
+
+    fn merge(&mut self, other: Found) {
+        self.coverage.insert_all(&other.coverage);
+        self.settled.insert_all(&other.settled);
+        self.floor = self.floor.max(other.floor);
+        self.durable_seq = self.durable_seq.max(other.durable_seq);
+        self.version = self.version.max(other.version);
+        self.take_snapshot_notes(other.notes_from, other.snapshot_notes);
+        for (key, (version, note)) in other.notes {
+            let known = self.notes.entry(key).or_insert((version, None));
+            if known.0 <= version {
+                *known = (version, note);
+            }
+        }
+    }
+
+    fn accounted(&self) -> RangeSet {
+        let mut accounted = self.coverage.clone();
+        accounted.insert_all(&self.settled);
+        accounted
+    }
+
+    fn next_seq(&self) -> u64 {
+        let ends = [self.coverage.last_end(), self.settled.last_end(), Some(self.floor), Some(self.durable_seq)];
+        ends.into_iter().flatten().max().unwrap_or_default()
+    }
+
+    /// The latest of each note. One that the newest snapshot left out was removed before it.
+    fn live_notes(&self) -> BTreeMap<(String, String), (u64, Bytes)> {
+        let live = |(key, (version, note)): (&(String, String), &(u64, Option<Bytes>))| {
+            let known = *version > self.notes_from || self.snapshot_notes.contains(version);
+            note.clone().filter(|_| known).map(|note| (key.clone(), (*version, note)))
+        };
+        self.notes.iter().filter_map(live).collect()
+    }
+}
+
+/// Locks are the caller's; here each directory says whose it is, and new ones are told.
+fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Vec<Identity>, OpenError> {
+    if dirs.len() > MEMBERS_MAX {
+        return Err(OpenError::TooManyDirectories { given: dirs.len() });
+    }
+    let mut found: Vec<Option<Identity>> = Vec::new();
+    for OpenDir { dir, .. } in dirs {
+        found.push(read_identity(&**dir)?);
+    }
+    for (index, identity) in found.iter().enumerate() {
+        let Some(identity) = identity else { continue };
+        for (other_index, other) in found.iter().enumerate().take(index) {
+            let Some(other) = other else { continue };
+            let (dir, other_dir) = (dirs[index].dir.name(), dirs[other_index].dir.name());
+            if other.channel != identity.channel {
+                return Err(OpenError::Foreign { dir, other: other_dir });
+            }
+            if other.log == identity.log {
+                return Err(OpenError::SameDirectory { dir, other: other_dir });
+            }
+        }
+    }
+    let newest = found.iter().flatten().max_by_key(|identity| identity.generation).cloned();
+    let empty = |index: usize| -> Result<bool, OpenError> {
+        let failed = |error| OpenError::Io { dir: dirs[index].dir.name(), action: "list".to_owned(), error };
+        Ok(!dirs[index].dir.list().map_err(failed)?.iter().any(|name| slot_of(name).is_some()))
+    };
+    let mut fresh: Vec<usize> = Vec::new();
+    for (index, identity) in found.iter().enumerate() {
+        if identity.is_none() {
+            if !empty(index)? {
+                return Err(OpenError::NoIdentity { dir: dirs[index].dir.name() });
+            }
+            fresh.push(index);
+        }
+    }
+    let mut members = newest.as_ref().map(|newest| newest.members.clone()).unwrap_or_default();
+    let here = |log: [u8; 16]| found.iter().flatten().any(|identity| identity.log == log);
+    let mut ids: BTreeMap<usize, [u8; 16]> = BTreeMap::new();
+    for member in members.iter().filter(|member| !here(member.log)) {
+        // A creation that was interrupted goes on; anything else is a directory that is not there.
+        let place = fresh.iter().find(|index| dirs[**index].dir.name().ends_with(&member.hint)).copied();
+        let never_used = newest.as_ref().is_some_and(|newest| newest.generation == 1)
+            && (0..dirs.len()).map(&empty).collect::<Result<Vec<_>, _>>()?.into_iter().all(|empty| empty);
+        match place {
+            Some(index) if never_used => {
+                ids.insert(index, member.log);
+            }
+            _ => return Err(OpenError::MissingDirectory { hint: member.hint.clone() }),
+        }
+    }
+    let mut channel = [0; 16];
+    random.fill(&mut channel);
+    let channel = newest.as_ref().map_or(channel, |newest| newest.channel);
+    for index in &fresh {
+        if !ids.contains_key(index) {
+            let mut log = [0; 16];
+            random.fill(&mut log);
+            ids.insert(*index, log);
+            members.push(Member { log, hint: dirs[*index].dir.name() });
+        }
+    }
+    let grown = newest.as_ref().is_none_or(|newest| newest.members.len() != members.len());
+    let generation = newest.as_ref().map_or(0, |newest| newest.generation) + u64::from(grown);
+    // New directories first: until the old ones know of them they hold nothing.
+    let order = fresh.iter().copied().chain((0..dirs.len()).filter(|index| !fresh.contains(index)));
+    let mut identities: BTreeMap<usize, Identity> = BTreeMap::new();
+    for index in order {
+        let log = found[index].as_ref().map(|identity| identity.log).unwrap_or_else(|| ids[&index]);
+        let created_ms = found[index].as_ref().map_or(now_ms, |identity| identity.created_ms);
+        let members = if members.is_empty() { Vec::new() } else { members.clone() };
+        let wanted = Identity { channel, log, generation, created_ms, members };
+        if found[index].as_ref() != Some(&wanted) {
+            let dir = &dirs[index].dir;
+            durable::put(&**dir, IDENTITY, &wanted.encode()).map_err(|error| OpenError::Io {
+                dir: dir.name(),
+                action: "write the identity".to_owned(),
+                error,
+            })?;
+        }
+        identities.insert(index, wanted);
+    }
+    Ok(identities.into_values().collect())
+}
+
+/// The identity of a directory; `None` when it has none.
+pub(crate) fn read_identity(dir: &dyn Dir) -> Result<Option<Identity>, OpenError> {
+    let failed = |action: &str, error| OpenError::Io { dir: dir.name(), action: action.to_owned(), error };
+    let file = match dir.open(IDENTITY, Access::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open the identity", error)),
+    };
+    let mut page = Buffer::zeroed(PAGE).map_err(|error| failed("allocate", error))?;
+    let read = file.read_at(&mut page, 0).map_err(|error| failed("read the identity", error))?;
+    let whole = page.first_chunk().filter(|_| read == PAGE);
+    match whole.map(Identity::classify) {
+        Some(Classified::Present(identity)) => Ok(Some(identity)),
+        Some(Classified::Damaged(damage)) => Err(OpenError::Identity { dir: dir.name(), damage }),
+        Some(Classified::Absent) | None => Err(OpenError::Identity { dir: dir.name(), damage: Damage::Magic }),
+    }
+}

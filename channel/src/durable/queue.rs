@@ -1,0 +1,219 @@
+//! The event queue: which events are queued, leased, being settled or done, as ranges.
+//!
+//! Promises that an event is in exactly one of these states, that rolled back events return to the head in order,
+//! and that `floor` never passes an event that may still be needed. It knows neither disks nor payload.
+
+use std::collections::BTreeMap;
+
+use super::ranges::RangeSet;
+use crate::settlement::SeqRange;
+
+/// Identifies a consumer handle.
+pub(crate) type ConsumerId = u64;
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    /// Durable and free to take.
+    queued: RangeSet,
+    /// Out with a consumer.
+    leased: BTreeMap<ConsumerId, RangeSet>,
+    leased_count: u64,
+    /// Settled by a consumer; the frame that says so is not durable yet.
+    settling: RangeSet,
+    /// Durably settled, at or above the floor.
+    settled: RangeSet,
+    /// Reserved in a frame whose outcome is open, or whose void is not durable yet.
+    unresolved: RangeSet,
+    next_seq: u64,
+    floor: u64,
+}
+
+impl Queue {
+    /// The queue as recovery found it.
+    pub(crate) fn recovered(queued: RangeSet, settled: RangeSet, unresolved: RangeSet, next_seq: u64) -> Queue {
+        let mut queue = Queue { queued, settled, unresolved, next_seq, ..Queue::default() };
+        queue.raise_floor();
+        queue
+    }
+
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Every event below is settled, or void.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Every event below is durable, or void.
+    pub(crate) fn durable_seq(&self) -> u64 {
+        self.unresolved.first().map_or(self.next_seq, |range| range.start)
+    }
+
+    pub(crate) fn settled(&self) -> &RangeSet {
+        &self.settled
+    }
+
+    pub(crate) fn queued(&self) -> &RangeSet {
+        &self.queued
+    }
+
+    pub(crate) fn leased_count(&self) -> u64 {
+        self.leased_count
+    }
+
+    /// Events that are not gone yet: queued, leased, or settling.
+    pub(crate) fn size(&self) -> u64 {
+        self.queued.count() + self.leased_count + self.settling.count()
+    }
+
+    /// Gives out sequence numbers.
+    pub(crate) fn reserve(&mut self, count: u64) -> Option<SeqRange> {
+        if count == 0 {
+            return None;
+        }
+        let range = SeqRange::new(self.next_seq, self.next_seq + count);
+        self.next_seq = range.end;
+        self.unresolved.insert(range);
+        Some(range)
+    }
+
+    /// The frame with these events is durable.
+    pub(crate) fn publish(&mut self, range: SeqRange) {
+        self.unresolved.remove(range);
+        self.queued.insert(range);
+    }
+
+    /// The frame that says that these numbers stand for nothing is durable.
+    pub(crate) fn void(&mut self, range: SeqRange) {
+        self.unresolved.remove(range);
+        self.settled.insert(range);
+        self.raise_floor();
+    }
+
+    /// The oldest events to take, and whether an older one is still in the making.
+    pub(crate) fn head(&self) -> Option<(SeqRange, bool)> {
+        let head = self.queued.first()?;
+        let older = self.unresolved.first().is_some_and(|range| range.start < head.start);
+        Some((head, older))
+    }
+
+    pub(crate) fn lease(&mut self, consumer: ConsumerId, range: SeqRange) {
+        assert!(self.queued.covers(range), "{range} is leased without being queued");
+        self.queued.remove(range);
+        self.leased.entry(consumer).or_default().insert(range);
+        self.leased_count += range.count();
+    }
+
+    /// The first of `ranges` that is not leased by `consumer`, or comes twice.
+    pub(crate) fn not_leased(&self, consumer: ConsumerId, ranges: impl Iterator<Item = SeqRange>) -> Option<SeqRange> {
+        let mut seen = RangeSet::default();
+        for range in ranges {
+            if seen.overlaps(range) || !self.leased.get(&consumer).is_some_and(|leased| leased.covers(range)) {
+                return Some(range);
+            }
+            seen.insert(range);
+        }
+        None
+    }
+
+    fn unlease(&mut self, consumer: ConsumerId, range: SeqRange) {
+        let leased = self.leased.get_mut(&consumer).expect("checked with not_leased");
+        leased.remove(range);
+        self.leased_count -= range.count();
+        if leased.is_empty() {
+            self.leased.remove(&consumer);
+        }
+    }
+
+    pub(crate) fn give_back(&mut self, consumer: ConsumerId, range: SeqRange) {
+        self.unlease(consumer, range);
+        self.queued.insert(range);
+    }
+
+    /// Returns all that a consumer holds.
+    pub(crate) fn give_back_all(&mut self, consumer: ConsumerId) {
+        if let Some(leased) = self.leased.remove(&consumer) {
+            self.leased_count -= leased.count();
+            self.queued.insert_all(&leased);
+        }
+    }
+
+    pub(crate) fn start_settling(&mut self, consumer: ConsumerId, range: SeqRange) {
+        self.unlease(consumer, range);
+        self.settling.insert(range);
+    }
+
+    /// The frame that settles these events is durable.
+    pub(crate) fn settle(&mut self, range: SeqRange) {
+        self.settling.remove(range);
+        self.settled.insert(range);
+        self.raise_floor();
+    }
+
+    fn raise_floor(&mut self) {
+        let leased = self.leased.values().filter_map(RangeSet::first).map(|range| range.start).min();
+        let open = [self.queued.first(), self.settling.first(), self.unresolved.first()];
+        let floor = open.into_iter().flatten().map(|range| range.start).chain(leased).min().unwrap_or(self.next_seq);
+        self.floor = self.floor.max(floor);
+        if self.floor > 0 {
+            self.settled.remove(SeqRange::new(0, self.floor));
+        }
+    }
+
+    /// Whether every event of a range is done for good.
+    pub(crate) fn is_done(&self, start: u64, end: u64) -> bool {
+        start >= end || end <= self.floor || self.settled.covers(SeqRange::new(start.max(self.floor), end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rolled_back_events_come_first_and_the_floor_waits_for_them() {
+        let mut queue = Queue::default();
+        let range = queue.reserve(10).unwrap();
+        assert_eq!(queue.head(), None, "nothing is taken before it is durable");
+        queue.publish(range);
+        queue.lease(1, SeqRange::new(0, 4));
+        queue.lease(2, SeqRange::new(4, 6));
+        queue.give_back(1, SeqRange::new(0, 2));
+        assert_eq!(queue.head(), Some((SeqRange::new(0, 2), false)));
+        queue.start_settling(2, SeqRange::new(4, 6));
+        queue.settle(SeqRange::new(4, 6));
+        assert_eq!((queue.floor(), queue.size()), (0, 8));
+        queue.lease(1, SeqRange::new(0, 2));
+        queue.start_settling(1, SeqRange::new(0, 4));
+        queue.settle(SeqRange::new(0, 4));
+        assert_eq!((queue.floor(), queue.size()), (6, 4));
+        assert!(queue.settled().is_empty(), "below the floor nothing is remembered one by one");
+    }
+
+    #[test]
+    fn only_own_leases_can_be_settled_and_only_once() {
+        let mut queue = Queue::default();
+        let range = queue.reserve(4).unwrap();
+        queue.publish(range);
+        queue.lease(1, range);
+        let twice = [SeqRange::new(0, 2), SeqRange::new(1, 3)];
+        assert_eq!(queue.not_leased(1, twice.into_iter()), Some(twice[1]));
+        assert_eq!(queue.not_leased(2, [range].into_iter()), Some(range));
+        assert_eq!(queue.not_leased(1, [range].into_iter()), None);
+        queue.give_back_all(1);
+        assert_eq!(queue.not_leased(1, [range].into_iter()), Some(range));
+    }
+
+    #[test]
+    fn an_older_write_in_flight_shows_at_the_head() {
+        let mut queue = Queue::default();
+        let first = queue.reserve(2).unwrap();
+        let second = queue.reserve(2).unwrap();
+        queue.publish(second);
+        assert_eq!(queue.head(), Some((second, true)));
+        assert_eq!(queue.durable_seq(), 0);
+        queue.void(first);
+        assert_eq!((queue.head(), queue.durable_seq(), queue.floor()), (Some((second, false)), 4, 2));
+    }
+}

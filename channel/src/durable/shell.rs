@@ -1,0 +1,475 @@
+//! The threads of a durable channel, and the handles of its users.
+//!
+//! Everything is decided in [`Core`] under one lock that covers pointer moves, never I/O. A thread takes a job out,
+//! does it without the lock, and brings the result back; tickets are resolved after the lock is free.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use wal::device::{Device, Signal};
+use wal::io::Dir;
+use wal::io::buffer::Buffer;
+use wal::io::durable;
+use wal::io::real::{Backend, RealDir};
+use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, SEGMENT_MAX, SEGMENT_MIN};
+use wal::seal::{ChannelKey, OsRandom};
+
+use super::core::{Answer, Core, CoreOptions};
+use super::job::PendingPut;
+use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
+use super::read::Cursors;
+use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
+use crate::event::EventBatch;
+use crate::settlement::{NoteUpdate, SettleError, Settlement};
+use crate::ticket::Ticket;
+
+/// The flush domains of the process, one for each block device. Made once and passed to every channel.
+#[derive(Debug, Default)]
+pub struct Devices {
+    known: Mutex<BTreeMap<String, Arc<Device>>>,
+}
+
+impl Devices {
+    pub fn new() -> Arc<Devices> {
+        Arc::new(Devices::default())
+    }
+
+    fn device(&self, key: String) -> Arc<Device> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(key.clone()).or_insert_with(|| Device::new(key, DEPTH_DEFAULT)))
+    }
+}
+
+/// How to open a durable channel. Start from [`DurableOptions::new`].
+#[derive(Debug, Clone)]
+pub struct DurableOptions {
+    /// For messages and metrics.
+    pub name: String,
+    /// Directories of the log, in any order; made when they do not exist.
+    pub data_dirs: Vec<PathBuf>,
+    /// Most events queued, leased or being put.
+    pub capacity: u64,
+    /// Most events in one put or take.
+    pub transaction_capacity: usize,
+    /// How long a put waits for room.
+    pub keep_alive: Duration,
+    /// Length of a segment file in bytes; whole pages.
+    pub segment_len: u64,
+    /// Free bytes of each file system that are left alone.
+    pub reserve_bytes: u64,
+    /// Most bytes of segments on disk; `None` lets the disk decide.
+    pub disk_bytes_max: Option<u64>,
+    /// Bytes of events kept in memory for takes.
+    pub hot_tail_bytes: usize,
+    /// Encrypts new frames.
+    pub key: Option<ChannelKey>,
+    /// Reads old frames; the key for new ones need not be repeated.
+    pub old_keys: Vec<ChannelKey>,
+    pub on_damage: OnDamage,
+    /// `None` probes each directory for direct I/O.
+    pub backend: Option<Backend>,
+    /// Treats each directory as a disk of its own, whatever device it is on.
+    pub separate_flush_domains: bool,
+}
+
+impl DurableOptions {
+    /// A plain channel with Flume's limits.
+    pub fn new(name: &str, data_dirs: Vec<PathBuf>) -> DurableOptions {
+        DurableOptions {
+            name: name.to_owned(),
+            data_dirs,
+            capacity: 1_000_000,
+            transaction_capacity: 10_000,
+            keep_alive: Duration::from_secs(3),
+            segment_len: wal::limits::SEGMENT_DEFAULT,
+            reserve_bytes: 0,
+            disk_bytes_max: None,
+            hot_tail_bytes: 64 << 20,
+            key: None,
+            old_keys: Vec::new(),
+            on_damage: OnDamage::Refuse,
+            backend: None,
+            separate_flush_domains: false,
+        }
+    }
+}
+
+struct Shared {
+    core: Mutex<Core>,
+    /// Raised when a log may have something to write.
+    writes: Arc<Signal>,
+    /// Raised for chores, reads and the clock.
+    others: Arc<Signal>,
+    dirs: Vec<Arc<dyn Dir>>,
+    started: Instant,
+    transaction_capacity: usize,
+    stopping: std::sync::atomic::AtomicBool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic under the lock is our bug; what is durable is on disk, and serving on would risk more than stopping.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Runs a step, then answers tickets and wakes whoever has work now.
+    fn step<T>(&self, step: impl FnOnce(&mut Core, Duration, &mut Vec<Answer>) -> T) -> T {
+        let mut answers = Vec::new();
+        let (result, writes) = {
+            let mut core = self.lock();
+            let result = step(&mut core, self.now(), &mut answers);
+            (result, core.has_work())
+        };
+        if writes {
+            self.writes.raise_one();
+        }
+        self.others.raise_all();
+        answers.into_iter().for_each(Answer::send);
+        result
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A channel whose acknowledged events survive a crash.
+pub struct DurableChannel {
+    shared: Arc<Shared>,
+    recovery: Recovery,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    locks: Mutex<Vec<Box<dyn Send + Sync>>>,
+}
+
+impl DurableChannel {
+    /// Opens the channel in its directories, recovering what is there. Blocks while it reads.
+    pub fn open(options: DurableOptions, devices: &Devices) -> Result<DurableChannel, OpenError> {
+        check(&options)?;
+        let (mut dirs, mut locks) = (Vec::new(), Vec::new());
+        for path in &options.data_dirs {
+            let failed = |action: &str, error| OpenError::Io {
+                dir: path.display().to_string(),
+                action: action.to_owned(),
+                error,
+            };
+            let dir = RealDir::open_or_create(path, options.backend).map_err(|error| failed("open", error))?;
+            match dir.lock() {
+                Ok(lock) => locks.push(lock),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Err(OpenError::Locked { dir: path.display().to_string() });
+                }
+                Err(error) => return Err(failed("lock", error)),
+            }
+            durable::remove_leftovers(&dir).map_err(|error| failed("remove leftovers", error))?;
+            let number = dir.device_number().map_err(|error| failed("stat", error))?;
+            let key =
+                if options.separate_flush_domains { path.display().to_string() } else { format!("device {number}") };
+            tracing::info!(channel = options.name, dir = %path.display(), backend = ?dir.backend(), "data directory");
+            dirs.push(OpenDir { dir: Arc::new(dir), device: devices.device(key) });
+        }
+        let mut keys = options.old_keys.clone();
+        keys.extend(options.key.clone());
+        let settings = OpenSettings {
+            segment_len: options.segment_len,
+            reserve_bytes: options.reserve_bytes,
+            key: options.key.clone(),
+            keys,
+            on_damage: options.on_damage,
+        };
+        let (start, recovery) = open(&dirs, &settings, &OsRandom, wall_ms())?;
+        tracing::info!(
+            channel = options.name,
+            queued = recovery.queued_events,
+            frames = recovery.frames,
+            torn = recovery.torn,
+            unproven_frames = recovery.unproven_frames,
+            lost = recovery.lost_events,
+            "recovered"
+        );
+        let core_options = CoreOptions {
+            name: options.name.clone(),
+            capacity: options.capacity,
+            transaction_capacity: options.transaction_capacity,
+            keep_alive: options.keep_alive,
+            disk_bytes_max: options.disk_bytes_max,
+            hot_tail_bytes: options.hot_tail_bytes,
+        };
+        let writes = Arc::new(Signal::default());
+        let core = Core::new(core_options, Arc::new(OsRandom), Arc::clone(&writes), start);
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            writes,
+            others: Arc::new(Signal::default()),
+            dirs: dirs.iter().map(|open| Arc::clone(&open.dir)).collect(),
+            started: Instant::now(),
+            transaction_capacity: options.transaction_capacity,
+            stopping: std::sync::atomic::AtomicBool::new(false),
+        });
+        let mut channel = DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks) };
+        channel.spawn(&options.name).map_err(|error| OpenError::Io {
+            dir: options.name.clone(),
+            action: "start a thread".to_owned(),
+            error,
+        })?;
+        Ok(channel)
+    }
+
+    /// What opening met.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    fn spawn(&mut self, name: &str) -> std::io::Result<()> {
+        let mut threads = Vec::new();
+        let mut start = |role: String, run: Box<dyn FnOnce() + Send>| -> std::io::Result<()> {
+            // Linux shows 15 bytes.
+            let thread = std::thread::Builder::new().name(format!("{role}-{name}")).spawn(run)?;
+            threads.push(thread);
+            Ok(())
+        };
+        for index in 0..self.shared.dirs.len() {
+            for _ in 0..DEPTH_DEFAULT {
+                let shared = Arc::clone(&self.shared);
+                start(format!("w{index}"), Box::new(move || write_loop(&shared, index)))?;
+            }
+            let shared = Arc::clone(&self.shared);
+            start(format!("f{index}"), Box::new(move || chore_loop(&shared, index)))?;
+        }
+        let shared = Arc::clone(&self.shared);
+        start("read".to_owned(), Box::new(move || read_loop(&shared)))?;
+        let shared = Arc::clone(&self.shared);
+        start("clock".to_owned(), Box::new(move || clock_loop(&shared)))?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
+        Ok(())
+    }
+
+    /// Writes what was accepted, then ends the threads and frees the directories.
+    fn shut_down(&self) {
+        self.shared.step(|core, _, answers| core.close(answers));
+        let limit = Instant::now() + CLOSE_LIMIT;
+        loop {
+            let seen = self.shared.others.count();
+            if self.shared.lock().is_flushed() || Instant::now() >= limit {
+                break;
+            }
+            self.shared.writes.raise_all();
+            self.shared.others.wait(seen, Some(Duration::from_millis(20)));
+        }
+        self.shared.stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.shared.writes.raise_all();
+        self.shared.others.raise_all();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the channel panicked");
+            }
+        }
+        self.shared.step(|core, _, answers| core.abandon(answers));
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A disk that answers at all answers within this; a hung one must not keep the agent from stopping.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+fn check(options: &DurableOptions) -> Result<(), OpenError> {
+    let problem = if options.data_dirs.is_empty() {
+        "a durable channel needs at least one data directory".to_owned()
+    } else if !(SEGMENT_MIN..=SEGMENT_MAX).contains(&options.segment_len) || !options.segment_len.is_multiple_of(4096) {
+        format!("segment length {} is not whole pages from {SEGMENT_MIN} to {SEGMENT_MAX}", options.segment_len)
+    } else if options.transaction_capacity == 0 || options.transaction_capacity as u64 > options.capacity {
+        format!(
+            "transactionCapacity {} must be at least 1 and at most capacity {}",
+            options.transaction_capacity, options.capacity
+        )
+    } else {
+        return Ok(());
+    };
+    Err(OpenError::Option(problem))
+}
+
+fn write_loop(shared: &Shared, index: usize) {
+    // One frame buffer for each write in flight; longer frames bring their own.
+    let mut spare = Buffer::zeroed(FRAME_TARGET * 2).ok();
+    loop {
+        let seen = shared.writes.count();
+        let mut answers = Vec::new();
+        let job = shared.lock().gather(index, shared.now(), wall_ms(), &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        let Some(job) = job else {
+            if shared.is_stopping() {
+                return;
+            }
+            // A log without a segment asks for one.
+            shared.others.raise_all();
+            shared.writes.wait(seen, None);
+            continue;
+        };
+        // More may wait than one frame holds: another thread can start on it meanwhile.
+        shared.writes.raise_one();
+        let buffer = spare.take().map_or_else(|| Buffer::zeroed(FRAME_TARGET * 2), Ok);
+        let sealed = buffer.and_then(|buffer| job.seal(buffer));
+        let result = match sealed {
+            Ok(frame) => {
+                let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+                spare = (frame.capacity() == FRAME_TARGET * 2).then_some(frame);
+                result
+            }
+            Err(error) => Err(error),
+        };
+        shared.step(|core, now, answers| core.complete(now, job, result, answers));
+    }
+}
+
+fn chore_loop(shared: &Shared, index: usize) {
+    loop {
+        let seen = shared.others.count();
+        let chore = shared.lock().next_chore(index, shared.now(), wall_ms());
+        let Some(chore) = chore else {
+            if shared.is_stopping() {
+                return;
+            }
+            shared.others.wait(seen, None);
+            continue;
+        };
+        let result = chore.run(&*shared.dirs[index]);
+        shared.step(|core, now, answers| core.chore_done(index, now, chore, result, answers));
+        shared.writes.raise_all();
+    }
+}
+
+fn read_loop(shared: &Shared) {
+    let mut cursors = Cursors::default();
+    loop {
+        let seen = shared.others.count();
+        let job = shared.lock().next_read();
+        let Some(job) = job else {
+            if shared.is_stopping() {
+                return;
+            }
+            shared.others.wait(seen, None);
+            continue;
+        };
+        let done = job.run(&mut cursors);
+        shared.step(|core, now, answers| core.read_done(now, done, answers));
+    }
+}
+
+/// Wakes the core when time alone changes something.
+fn clock_loop(shared: &Shared) {
+    loop {
+        let seen = shared.others.count();
+        if shared.is_stopping() {
+            return;
+        }
+        let deadline = shared.lock().next_deadline();
+        let now = shared.now();
+        match deadline {
+            Some(deadline) if deadline <= now => {
+                shared.step(|core, now, answers| core.tick(now, answers));
+                shared.writes.raise_all();
+                // What is due and cannot be done yet must not spin.
+                let seen = shared.others.count();
+                shared.others.wait(seen, Some(Duration::from_millis(5)));
+            }
+            Some(deadline) => shared.others.wait(seen, Some(deadline - now)),
+            None => shared.others.wait(seen, None),
+        }
+    }
+}
+
+impl Channel for DurableChannel {
+    fn producer(&self) -> Box<dyn Producer> {
+        let id = self.shared.lock().handle();
+        Box::new(DurableProducer { shared: Arc::clone(&self.shared), id })
+    }
+
+    fn consumer(&self, _name: &str) -> Box<dyn Consumer> {
+        let id = self.shared.lock().handle();
+        Box::new(DurableConsumer { shared: Arc::clone(&self.shared), id })
+    }
+
+    fn notes(&self, owner: &str) -> Vec<(String, Bytes)> {
+        self.shared.lock().notes_of(owner)
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn transaction_capacity(&self) -> usize {
+        self.shared.transaction_capacity
+    }
+
+    fn stats(&self) -> ChannelStats {
+        self.shared.lock().stats()
+    }
+
+    fn close(&self) -> Ticket<Result<(), String>> {
+        self.shut_down();
+        Ticket::resolved(Ok(()))
+    }
+}
+
+impl Drop for DurableChannel {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+struct DurableProducer {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Producer for DurableProducer {
+    fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>> {
+        let (sender, ticket) = Ticket::pair();
+        let put = PendingPut::new(self.id, batch, sender, Duration::ZERO);
+        self.shared.step(|core, now, answers| core.put(now, put, answers));
+        ticket
+    }
+}
+
+struct DurableConsumer {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Consumer for DurableConsumer {
+    fn take(&mut self, limits: TakeLimits, wait: Duration) -> Ticket<Result<Lease, TakeError>> {
+        let (sender, ticket) = Ticket::pair();
+        self.shared.step(|core, now, answers| core.take(now, self.id, limits, wait, sender, answers));
+        ticket
+    }
+
+    fn settle(&mut self, settlements: Vec<Settlement>) -> Ticket<Result<(), SettleError>> {
+        let (sender, ticket) = Ticket::pair();
+        self.shared.step(|core, now, answers| core.settle(now, self.id, settlements, sender, answers));
+        ticket
+    }
+
+    fn note(&mut self, notes: Vec<NoteUpdate>) -> Ticket<Result<(), SettleError>> {
+        let (sender, ticket) = Ticket::pair();
+        self.shared.step(|core, _, answers| core.note(notes, sender, answers));
+        ticket
+    }
+}
+
+impl Drop for DurableConsumer {
+    fn drop(&mut self) {
+        self.shared.step(|core, now, answers| core.drop_consumer(now, self.id, answers));
+    }
+}
