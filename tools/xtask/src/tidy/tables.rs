@@ -6,6 +6,8 @@ use std::path::Path;
 
 use super::{Findings, Tree};
 
+/// The folder for what several components of a kind share.
+const SHARED: &str = "common";
 const KINDS: [&str; 5] = ["sources", "sinks", "interceptors", "selectors", "channels"];
 
 pub(super) fn check(tree: &Tree, findings: &mut Findings) {
@@ -29,7 +31,7 @@ pub(super) fn check(tree: &Tree, findings: &mut Findings) {
             let mut parts = inner.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
             let first = parts.next().unwrap_or_default();
             let module = first.trim_end_matches(".rs").to_owned();
-            if parts.next().is_some() {
+            if parts.next().is_some() && module != SHARED {
                 folders.insert(module.clone());
             }
             if tree.read(path).is_ok_and(|text| text.contains(" ENTRY: ")) {
@@ -66,7 +68,7 @@ fn compare(
         findings.errors.push(format!("{table}: the table names `{module}`, which has no ENTRY"));
     }
     for module in folders.difference(with_entry) {
-        findings.errors.push(format!("{table}: the folder `{module}` holds no component; shared code is a file"));
+        findings.errors.push(format!("{table}: the folder `{module}` holds no component; shared code goes to `{SHARED}`"));
     }
 }
 
