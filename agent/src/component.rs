@@ -65,6 +65,11 @@ pub trait Sink: Send {
         None
     }
 
+    /// What it cannot do on a channel that forgets, for `validate`.
+    fn lost_without_durable_channel(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Connects, reads the notes of an earlier run. An error is logged, and it is called again after three seconds.
     fn start<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), ComponentError>>;
 

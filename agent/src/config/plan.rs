@@ -186,10 +186,18 @@ impl Planner<'_> {
         let fitting = built
             .zip(channel)
             .filter(|((_, sink), channel)| self.batch_fits(&component, declared, sink.batch_size(), channel));
-        let Some(((alias, sink), _)) = fitting else {
+        let Some(((alias, sink), channel)) = fitting else {
             self.dropped.push(component);
             return None;
         };
+        if let Some(lost) = sink.lost_without_durable_channel().filter(|_| !channel.channel.is_durable()) {
+            self.findings.push(Finding {
+                severity: Severity::Notice,
+                place: named.map(|setting| setting.place.clone()),
+                component: Some(component.clone()),
+                message: format!("{}.{component}.channel: channel {name} is not durable: {lost}", self.options.agent),
+            });
+        }
         Some(SinkPlan { name: declared.name.clone(), alias, channel: name, sink })
     }
 

@@ -68,6 +68,10 @@ impl Sink for HdfsSink {
         Some(("hdfs.batchSize", self.plan.batch))
     }
 
+    fn lost_without_durable_channel(&self) -> Option<&'static str> {
+        Some("files that a crash leaves open are not healed at the next start")
+    }
+
     fn start<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), ComponentError>> {
         Box::pin(async move {
             let store = open_store(&self.plan).await?;
