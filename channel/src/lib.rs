@@ -16,6 +16,8 @@ mod waiting;
 pub use api::{
     Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits,
 };
+#[cfg(any(test, feature = "sim"))]
+pub use durable::simulation;
 pub use durable::{DamageReport, Devices, DurableChannel, DurableOptions, OnDamage, OpenError, Recovery};
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
 pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};

@@ -354,7 +354,7 @@ impl Log {
         if self.in_flight_bytes + stored_len as u64 > IN_FLIGHT_MAX {
             return Err(Refused::InFlight);
         }
-        if !self.open.as_ref().is_some_and(|open| open.next_offset + stored_len as u64 <= open.segment_end) {
+        if self.open.as_ref().is_none_or(|open| open.next_offset + stored_len as u64 > open.segment_end) {
             self.roll(stored_len, request.seq_count > 0)?;
         }
         let open = self.open.as_mut().expect("rolled to an incarnation with room");

@@ -32,15 +32,14 @@ impl Cache {
 
     /// Keeps freshly written events if there is room.
     pub(crate) fn offer(&mut self, first_seq: u64, events: EventSlice) {
-        if self.bytes + events.bytes() <= self.cap {
+        if self.bytes + cost(&events) <= self.cap {
             self.keep(first_seq, events);
         }
     }
 
     /// Keeps events that a consumer waits for.
     pub(crate) fn keep(&mut self, first_seq: u64, events: EventSlice) {
-        // Offsets and lengths of events count too, or small events would cost more than the cap says.
-        let (bytes, left) = (events.bytes() + 8 * events.len(), events.len());
+        let (bytes, left) = (cost(&events), events.len());
         if left > 0 && !self.slices.contains_key(&first_seq) {
             self.bytes += bytes;
             self.slices.insert(first_seq, Cached { events, bytes, left });
@@ -72,4 +71,9 @@ impl Cache {
             }
         }
     }
+}
+
+/// Offsets and lengths of events count too, or small events would cost more than the cap says.
+fn cost(events: &EventSlice) -> usize {
+    events.bytes() + 8 * events.len()
 }

@@ -13,6 +13,8 @@ mod ranges;
 mod read;
 mod sections;
 mod shell;
+#[cfg(any(test, feature = "sim"))]
+pub mod simulation;
 
 pub use open::{DamageReport, OnDamage, OpenError, Recovery};
 pub use shell::{Devices, DurableChannel, DurableOptions};

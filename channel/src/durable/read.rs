@@ -115,7 +115,10 @@ impl ReadJob {
             }
             _ => source.offset,
         };
-        let mut chunk = Chunk { start: 0, buffer: Buffer::zeroed(CHUNK).map_err(|error| error.to_string())? };
+        let mut chunk = Chunk {
+            start: 0,
+            buffer: Buffer::zeroed(CHUNK.min(source.len as usize)).map_err(|error| error.to_string())?,
+        };
         chunk.buffer.set_len(0);
         let mut slices: Vec<LeasedSlice> = Vec::new();
         loop {

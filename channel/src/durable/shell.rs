@@ -473,3 +473,82 @@ impl Drop for DurableConsumer {
         self.shared.step(|core, now, answers| core.drop_consumer(now, self.id, answers));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: TakeLimits = TakeLimits { events: 1000, bytes: 1 << 20 };
+
+    fn open(root: &std::path::Path, change: impl FnOnce(&mut DurableOptions)) -> DurableChannel {
+        let mut options = DurableOptions::new("c1", vec![root.join("d")]);
+        options.capacity = 100_000_000;
+        change(&mut options);
+        DurableChannel::open(options, &Devices::new()).unwrap()
+    }
+
+    fn batch(events: usize, body: &[u8]) -> EventBatch {
+        let mut batch = EventBatch::new();
+        (0..events).for_each(|_| batch.push_body(body));
+        batch
+    }
+
+    #[test]
+    fn a_backlog_of_ten_million_events_adds_next_to_no_memory() {
+        let root = tempfile::tempdir().unwrap();
+        let channel = open(root.path(), |options| options.hot_tail_bytes = 1 << 20);
+        let body = [b'x'; 100];
+        // Four producers, so that frames are as long as they get.
+        let mut producers: Vec<_> = (0..4).map(|_| channel.producer()).collect();
+        let mut tickets = std::collections::VecDeque::new();
+        for round in 0..1000 {
+            tickets.push_back(producers[round % 4].put(batch(10_000, &body)));
+            if tickets.len() > 8 {
+                tickets.pop_front().unwrap().wait().unwrap();
+            }
+        }
+        for ticket in tickets {
+            ticket.wait().unwrap();
+        }
+        assert_eq!(channel.stats().size_events, 10_000_000);
+        let (cached, index) = channel.shared.lock().memory_bytes();
+        assert!(cached <= 1 << 20, "the hot tail holds {cached} bytes");
+        // One hundredth of a byte for each queued event.
+        assert!(index <= 100_000, "the index of 10 M events takes {index} bytes");
+        assert_eq!(channel.consumer("k1").take(LIMITS, Duration::from_secs(60)).wait().unwrap().event_count(), 1000);
+    }
+
+    #[test]
+    fn a_thousand_restarts_of_an_idle_channel_take_no_space() {
+        let root = tempfile::tempdir().unwrap();
+        let used = |path: &std::path::Path| -> u64 {
+            let files = std::fs::read_dir(path.join("d")).unwrap();
+            files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+        };
+        let small = |options: &mut DurableOptions| options.segment_len = 1 << 20;
+        let channel = open(root.path(), small);
+        channel.producer().put(batch(10, b"kept")).wait().unwrap();
+        drop(channel);
+        drop(open(root.path(), small));
+        let before = used(root.path());
+        for _ in 0..1000 {
+            drop(open(root.path(), small));
+        }
+        assert_eq!(used(root.path()), before);
+        let channel = open(root.path(), small);
+        assert_eq!(channel.consumer("k1").take(LIMITS, Duration::from_secs(60)).wait().unwrap().event_count(), 10);
+    }
+
+    #[test]
+    fn an_idle_channel_wakes_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        let channel = open(root.path(), |options| options.segment_len = 1 << 20);
+        channel.producer().put(batch(10, b"x")).wait().unwrap();
+        // The witness of the last frame is the last thing that time brings about.
+        let limit = Instant::now() + Duration::from_secs(60);
+        while channel.shared.lock().next_deadline().is_some() {
+            assert!(Instant::now() < limit, "something still waits for time");
+            std::thread::yield_now();
+        }
+    }
+}

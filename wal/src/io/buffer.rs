@@ -6,22 +6,45 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-use crate::limits::pages;
+use crate::limits::{PAGE, pages};
+
+/// From here on a map of its own is cheaper than a page of slack; below, the kernel would be asked too often.
+const MAP_FROM: usize = 128 << 10;
 
 /// Page-aligned bytes. The capacity is whole pages; the length in use is set by the owner.
 pub struct Buffer {
-    map: MmapMut,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    Map(MmapMut),
+    /// Heap bytes with a page of slack; the aligned part starts at `offset`.
+    Heap {
+        bytes: Vec<u8>,
+        offset: usize,
+    },
 }
 
 impl Buffer {
     /// A zeroed buffer of `len` bytes, in use from the start.
     pub fn zeroed(len: usize) -> io::Result<Buffer> {
-        Ok(Buffer { map: MmapMut::map_anon(pages(len.max(1)))?, len })
+        let capacity = pages(len.max(1));
+        let memory = if capacity >= MAP_FROM {
+            Memory::Map(MmapMut::map_anon(capacity)?)
+        } else {
+            let bytes = vec![0; capacity + PAGE];
+            let offset = bytes.as_ptr().align_offset(PAGE);
+            Memory::Heap { bytes, offset }
+        };
+        Ok(Buffer { memory, len })
     }
 
     pub fn capacity(&self) -> usize {
-        self.map.len()
+        match &self.memory {
+            Memory::Map(map) => map.len(),
+            Memory::Heap { bytes, .. } => bytes.len() - PAGE,
+        }
     }
 
     /// Sets the length in use.
@@ -38,13 +61,19 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.map[..self.len]
+        match &self.memory {
+            Memory::Map(map) => &map[..self.len],
+            Memory::Heap { bytes, offset } => &bytes[*offset..*offset + self.len],
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
+        match &mut self.memory {
+            Memory::Map(map) => &mut map[..self.len],
+            Memory::Heap { bytes, offset } => &mut bytes[*offset..*offset + self.len],
+        }
     }
 }
 
@@ -52,5 +81,19 @@ impl fmt::Debug for Buffer {
     // The bytes are somebody's events.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Buffer({} of {} bytes)", self.len, self.capacity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_buffer_starts_at_a_page_and_is_zeroed() {
+        for len in [1, PAGE, PAGE + 1, MAP_FROM, MAP_FROM + 1] {
+            let buffer = Buffer::zeroed(len).unwrap();
+            assert_eq!(buffer.as_ptr().align_offset(PAGE), 0);
+            assert!(buffer.len() == len && buffer.capacity() >= len && buffer.iter().all(|&byte| byte == 0));
+        }
     }
 }

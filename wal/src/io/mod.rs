@@ -42,7 +42,8 @@ pub enum Access {
 
 /// An open file. Offsets and lengths of reads and writes are whole pages, buffers come from [`buffer::Buffer`].
 pub trait File: Send + Sync + fmt::Debug {
-    fn len(&self) -> io::Result<u64>;
+    /// Bytes of the file.
+    fn size(&self) -> io::Result<u64>;
     /// Fills `bytes` from `offset`; shorter only at the end of the file.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes`. Durable only after a sync.

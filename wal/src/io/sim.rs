@@ -21,7 +21,7 @@ const SECTOR: usize = 512;
 pub struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -31,7 +31,7 @@ impl Rng {
 
     /// A number below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.number() % bound
     }
 
     pub fn chance(&mut self, one_in: u64) -> bool {
@@ -53,7 +53,7 @@ impl Random for SimRandom {
     fn fill(&self, bytes: &mut [u8]) {
         let mut rng = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for chunk in bytes.chunks_mut(8) {
-            let number = rng.next().to_le_bytes();
+            let number = rng.number().to_le_bytes();
             chunk.copy_from_slice(&number[..chunk.len()]);
         }
     }
@@ -83,10 +83,10 @@ pub struct Fault {
 
 #[derive(Debug, Default, Clone)]
 struct Inode {
-    /// What the platter has.
-    durable: Vec<u8>,
+    /// What the platter has. Shared until written, so that copies of a disk are cheap.
+    durable: Arc<Vec<u8>>,
     /// What a reader through the cache sees.
-    cached: Vec<u8>,
+    cached: Arc<Vec<u8>>,
     dirty: BTreeSet<usize>,
     length_dirty: bool,
 }
@@ -237,6 +237,13 @@ impl SimDisk {
             }
             entries.current = entries.durable.clone();
         }
+        // What no directory names any more is gone.
+        let live: BTreeSet<usize> = state.dirs.values().flat_map(|entries| entries.current.values().copied()).collect();
+        for (number, inode) in state.inodes.iter_mut().enumerate() {
+            if !live.contains(&number) {
+                *inode = Inode::default();
+            }
+        }
     }
 
     /// An independent copy, as it is now: to try several outcomes of one crash.
@@ -262,7 +269,7 @@ impl SimDisk {
             entries
                 .current
                 .iter()
-                .map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].durable.clone()))
+                .map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].durable.to_vec()))
         });
         files.collect()
     }
@@ -271,8 +278,8 @@ impl SimDisk {
     pub fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let inode = state.dirs[dir].current[name];
-        change(&mut state.inodes[inode].durable);
-        state.inodes[inode].cached = state.inodes[inode].durable.clone();
+        change(Arc::make_mut(&mut state.inodes[inode].durable));
+        state.inodes[inode].cached = Arc::clone(&state.inodes[inode].durable);
         state.inodes[inode].dirty.clear();
     }
 
@@ -295,13 +302,13 @@ impl SimDisk {
             return Err(fault.error.into());
         }
         let stops = state.stop_at == Some(number);
+        state.stopped = stops;
         Ok((state, stops))
     }
 
     /// Ends an operation whose effect is applied; the caller hears nothing if the machine stopped in it.
-    fn end<T>(mut state: MutexGuard<'_, State>, stops: bool, result: T) -> io::Result<T> {
+    fn end<T>(_state: MutexGuard<'_, State>, stops: bool, result: T) -> io::Result<T> {
         if stops {
-            state.stopped = true;
             return Err(io::Error::other("the machine has stopped"));
         }
         Ok(result)
@@ -328,10 +335,10 @@ impl Inode {
     fn write(&mut self, bytes: &[u8], offset: usize) {
         let end = offset + bytes.len();
         if self.cached.len() < end {
-            self.cached.resize(end, 0);
+            Arc::make_mut(&mut self.cached).resize(end, 0);
             self.length_dirty = true;
         }
-        self.cached[offset..end].copy_from_slice(bytes);
+        Arc::make_mut(&mut self.cached)[offset..end].copy_from_slice(bytes);
         self.dirty.extend(offset / SECTOR..end.div_ceil(SECTOR));
     }
 
@@ -339,7 +346,7 @@ impl Inode {
         let sectors: Vec<usize> = self.dirty.range(range.start / SECTOR..range.end.div_ceil(SECTOR)).copied().collect();
         for sector in sectors {
             let content = Inode::sector(&self.cached, sector);
-            Inode::put_sector(&mut self.durable, sector, &content);
+            Inode::put_sector(Arc::make_mut(&mut self.durable), sector, &content);
             self.dirty.remove(&sector);
         }
     }
@@ -367,17 +374,18 @@ impl Inode {
                         torn[..cut].copy_from_slice(&new[..cut]);
                         torn
                     }
-                    _ => std::array::from_fn(|_| rng.next() as u8),
+                    _ => std::array::from_fn(|_| rng.number() as u8),
                 },
             };
-            Inode::put_sector(&mut self.durable, sector, &survives);
+            Inode::put_sector(Arc::make_mut(&mut self.durable), sector, &survives);
         }
         // The length lives for itself: a file may grow without its data.
         if self.length_dirty && (outcome == Outcome::Everything || (outcome != Outcome::Nothing && rng.chance(2))) {
-            self.durable.resize(cached_len.max(self.durable.len()), 0);
+            let len = cached_len.max(self.durable.len());
+            Arc::make_mut(&mut self.durable).resize(len, 0);
         }
         self.length_dirty = false;
-        self.cached = self.durable.clone();
+        self.cached = Arc::clone(&self.durable);
     }
 }
 
@@ -548,7 +556,9 @@ impl SimFile {
                     inode.flush(0..inode.cached.len());
                     inode.length_dirty = false;
                     let len = inode.cached.len();
-                    inode.durable.resize(len, 0);
+                    if inode.durable.len() != len {
+                        Arc::make_mut(&mut inode.durable).resize(len, 0);
+                    }
                 }
             }
         }
@@ -557,7 +567,7 @@ impl SimFile {
 }
 
 impl File for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let (state, stops) = self.disk.begin(self.life)?;
         let len = state.inodes[self.inode].cached.len() as u64;
         SimDisk::end(state, stops, len)
@@ -596,8 +606,10 @@ impl File for SimFile {
         // Dirty pages cannot be dropped, clean ones show the platter again.
         if inode.dirty.is_empty() {
             let len = inode.cached.len();
-            inode.cached = inode.durable.clone();
-            inode.cached.resize(len, 0);
+            inode.cached = Arc::clone(&inode.durable);
+            if inode.cached.len() != len {
+                Arc::make_mut(&mut inode.cached).resize(len, 0);
+            }
         }
         SimDisk::end(state, stops, ())
     }

@@ -148,7 +148,7 @@ pub fn read_log(
                 file.sync()?;
                 file.drop_cache()?;
             }
-            file.len()
+            file.size()
         };
         let len = prepare().map_err(|error| failed(&format!("sync {file_name}"), error))?;
         let first = scan::first_header(&*file, len).map_err(|error| failed(&format!("read {file_name}"), error))?;

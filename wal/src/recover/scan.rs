@@ -72,7 +72,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(file: &'a dyn File, len: u64) -> io::Result<Window<'a>> {
-        let mut buffer = Buffer::zeroed(CHUNK)?;
+        let mut buffer = Buffer::zeroed(CHUNK.min(len as usize))?;
         buffer.set_len(0);
         Ok(Window { file, len, buffer, start: 0 })
     }

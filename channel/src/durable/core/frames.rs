@@ -1,0 +1,325 @@
+//! Frames: what goes into the next one, what a durable one changes, and what becomes of a failed one.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use wal::device::WriteSlot;
+use wal::format::section::LogMark;
+use wal::limits::FRAME_TARGET;
+use wal::log::{Completion, FrameRequest, Refused, Reservation};
+use wal::planted::{self, Bug};
+
+use super::{Answer, Core, RETRY_AFTER, WITNESS_AFTER};
+use crate::api::{PutError, PutReceipt};
+use crate::durable::job::{Job, PendingPut};
+use crate::durable::sections::{self, Mark, SettledRuns, Snapshot, VersionedNote};
+use crate::settlement::{NoteUpdate, SeqRange, SettleError};
+
+impl Core {
+    /// The next frame for a log, if there is something to write and the device has a slot for it.
+    pub(crate) fn gather(
+        &mut self,
+        index: usize,
+        now: Duration,
+        now_ms: u64,
+        answers: &mut Vec<Answer>,
+    ) -> Option<Job> {
+        if self.seats[index].log.failure().is_some() {
+            return None;
+        }
+        let witness_due = self.witness_due(index, now);
+        let snapshot = self.seats[index].snapshot_wanted;
+        let state_waits = !self.states.is_empty() || !self.voids.is_empty() || snapshot;
+        let (mut chosen, bytes) = self.choose(index);
+        if chosen.is_empty() && !state_waits && !witness_due {
+            return None;
+        }
+        let slot = self.seats[index].log.device().clone().try_start(bytes, &self.signal)?;
+        loop {
+            let mut encoded = Vec::new();
+            let mut settled: Vec<&SettledRuns> = self.states.iter().flat_map(|state| &state.settled).collect();
+            let voids: Vec<SeqRange> =
+                self.voids.iter().chain(chosen.iter().flat_map(|place| &self.pending[*place].voids)).copied().collect();
+            let void_runs = SettledRuns { mark: Mark::Void, reason: String::new(), runs: voids.clone() };
+            if !voids.is_empty() {
+                settled.push(&void_runs);
+            }
+            if !settled.is_empty() {
+                let settled: Vec<SettledRuns> = settled.into_iter().cloned().collect();
+                sections::append_settlements(&mut encoded, &settled);
+            }
+            let notes: Vec<VersionedNote> = self.states.iter().flat_map(|state| state.notes.clone()).collect();
+            if !notes.is_empty() {
+                sections::append_notes(&mut encoded, &notes);
+            }
+            if snapshot {
+                sections::append_snapshot(&mut encoded, &self.snapshot());
+            }
+            let witness = chosen.is_empty() && !state_waits;
+            if witness {
+                sections::append_marks(&mut encoded, &self.marks());
+            }
+            let puts_len: usize = chosen.iter().map(|place| self.pending[*place].section_len()).sum();
+            let events: u64 = chosen.iter().map(|place| self.pending[*place].events()).sum();
+            let request = FrameRequest {
+                body_len: encoded.len() + puts_len,
+                first_seq: self.queue.next_seq(),
+                seq_count: u32::try_from(events).expect("a frame holds fewer than 2^32 events"),
+                durable_seq: self.queue.durable_seq(),
+                floor: self.queue.floor(),
+                now_ms,
+                witness,
+            };
+            let too_long = request.body_len > self.seats[index].log.body_max();
+            if too_long && !chosen.is_empty() {
+                // What rides along is unusually long: it goes first, alone.
+                chosen.clear();
+                if state_waits {
+                    continue;
+                }
+                return None;
+            }
+            let outcome = self.seats[index].log.reserve(&request);
+            let reservation = match outcome {
+                Ok(reservation) => reservation,
+                Err(Refused::NeedsSegment) => {
+                    self.seats[index].needs_segment = true;
+                    // Settlements find room where events do not.
+                    if !chosen.is_empty() && state_waits {
+                        chosen.clear();
+                        continue;
+                    }
+                    return None;
+                }
+                Err(Refused::InFlight | Refused::Failed) => return None,
+            };
+            return Some(self.build(index, now, reservation, chosen, voids, encoded, slot, answers));
+        }
+    }
+
+    /// Which pending puts go into the next frame of a log: in order, up to the target.
+    pub(super) fn choose(&self, index: usize) -> (Vec<usize>, usize) {
+        let (mut chosen, mut bytes) = (Vec::new(), 0);
+        let limit = FRAME_TARGET.min(self.seats[index].log.body_max() / 2);
+        for (place, put) in self.pending.iter().enumerate() {
+            // A producer's unacknowledged transactions stay on one log, or they might pass each other.
+            if self.affinity.get(&put.producer).is_some_and(|(log, _)| *log != index) {
+                continue;
+            }
+            if !chosen.is_empty() && bytes + put.section_len() > limit {
+                break;
+            }
+            bytes += put.section_len();
+            chosen.push(place);
+        }
+        (chosen, bytes)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the pieces of one frame, put together in one place")]
+    pub(super) fn build(
+        &mut self,
+        index: usize,
+        now: Duration,
+        reservation: Reservation,
+        chosen: Vec<usize>,
+        voids: Vec<SeqRange>,
+        sections: Vec<u8>,
+        slot: WriteSlot,
+        answers: &mut Vec<Answer>,
+    ) -> Job {
+        let mut puts = Vec::with_capacity(chosen.len());
+        for place in chosen.into_iter().rev() {
+            puts.push(self.pending.remove(place).expect("chosen from it"));
+        }
+        puts.reverse();
+        let events: u64 = puts.iter().map(PendingPut::events).sum();
+        self.pending_events -= events;
+        self.flying_events += events;
+        let range = self.queue.reserve(events);
+        debug_assert!(range.is_none_or(|range| range.start == reservation.header.first_seq));
+        for put in &mut puts {
+            self.affinity.entry(put.producer).or_insert((index, 0)).1 += 1;
+            if planted::is(Bug::AcknowledgeBeforeSync)
+                && let Some(sender) = put.sender.take()
+            {
+                answers.push(Answer::Put(sender, Ok(PutReceipt { range: None })));
+            }
+        }
+        self.voids.clear();
+        let seat = &mut self.seats[index];
+        let snapshot = std::mem::take(&mut seat.snapshot_wanted);
+        let header = &reservation.header;
+        self.unwitnessed = if header.witness { None } else { Some((index, now + WITNESS_AFTER)) };
+        self.counts.frames += 1;
+        Job {
+            log: index,
+            puts,
+            states: std::mem::take(&mut self.states),
+            voids,
+            sections,
+            retires: if snapshot { seat.retiring } else { None },
+            slot: Some(slot),
+            reservation,
+        }
+    }
+
+    pub(super) fn marks(&self) -> Vec<LogMark> {
+        self.seats.iter().map(|seat| LogMark { log: seat.log.id(), mark: seat.log.durable() }).collect()
+    }
+
+    /// All that must outlive segments.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let note = |((owner, key), (version, note)): (&(String, String), &(u64, Bytes))| VersionedNote {
+            version: *version,
+            update: NoteUpdate { owner: owner.clone(), key: key.clone(), note: Some(note.clone()) },
+        };
+        Snapshot {
+            // A note on its way to another log must not look removed.
+            version: self.open_versions.first().map_or(self.version, |open| open - 1),
+            floor: self.queue.floor(),
+            settled: self.queue.settled().clone(),
+            notes: self.notes.iter().map(note).collect(),
+        }
+    }
+
+    /// A frame was written and synced, or was not.
+    pub(crate) fn complete(&mut self, now: Duration, mut job: Job, result: io::Result<()>, answers: &mut Vec<Answer>) {
+        job.slot = None;
+        let index = job.log;
+        let (id, epoch) = (job.reservation.id, job.reservation.epoch);
+        let cause = result.err().map(|error| error.to_string());
+        let completion = self.seats[index].log.complete(id, epoch, cause.as_deref().map_or(Ok(()), Err));
+        match completion {
+            Completion::Waits => {
+                self.seats[index].written.insert(id, job);
+            }
+            Completion::Durable(ids) => {
+                self.seats[index].written.insert(id, job);
+                for id in ids {
+                    let job = self.seats[index].written.remove(&id).expect("written before it is durable");
+                    self.publish(job, answers);
+                }
+            }
+            Completion::Failed(ids) => {
+                self.log_failed(index, now, ids.len());
+                self.seats[index].failed.insert(id, job);
+            }
+            Completion::Late => {
+                self.seats[index].failed.insert(id, job);
+            }
+        }
+        self.settle_failures(answers);
+        self.after_change(now, answers);
+    }
+
+    /// A failure ended frames of a log: those written already wait with the others for the last one to return.
+    pub(super) fn log_failed(&mut self, index: usize, now: Duration, frames: usize) {
+        let seat = &mut self.seats[index];
+        let cause = seat.log.failure().unwrap_or_default().to_owned();
+        tracing::error!(
+            channel = self.options.name,
+            device = seat.log.device().name(),
+            cause,
+            frames,
+            "a disk failed; what it had not acknowledged goes elsewhere"
+        );
+        seat.failed_out += frames;
+        seat.failed.append(&mut seat.written);
+        seat.retry_at = Some(now + RETRY_AFTER);
+        seat.retiring = None;
+        seat.snapshot_wanted = false;
+    }
+
+    /// Once all writes of a failed log have returned, sends their transactions to another log, or refuses them.
+    pub(super) fn settle_failures(&mut self, answers: &mut Vec<Answer>) {
+        for index in 0..self.seats.len() {
+            let seat = &mut self.seats[index];
+            if seat.failed_out == 0 || seat.failed.len() < seat.failed_out {
+                continue;
+            }
+            seat.failed_out = 0;
+            let jobs = std::mem::take(&mut seat.failed);
+            let cause = seat.log.failure().unwrap_or("the device failed").to_owned();
+            let elsewhere = self.seats.iter().any(|seat| seat.log.failure().is_none());
+            let mut again = Vec::new();
+            for job in jobs.into_values() {
+                self.flying_events -= job.puts.iter().map(PendingPut::events).sum::<u64>();
+                let ranges: Vec<SeqRange> = job.ranges().map(|(range, _)| range).collect();
+                let own: Vec<SeqRange> = job.puts.iter().flat_map(|put| put.voids.iter().copied()).collect();
+                self.voids.extend(job.voids.iter().filter(|range| !own.contains(range)));
+                for (mut put, range) in job.puts.into_iter().zip(ranges) {
+                    self.release_affinity(put.producer);
+                    put.voids.push(range);
+                    again.push(put);
+                }
+                // Settlements are facts, wherever they are written. Nobody waits for them longer than this.
+                for mut state in job.states {
+                    if !elsewhere && let Some(sender) = state.sender.take() {
+                        answers.push(Answer::Settle(sender, Err(SettleError::Failed(cause.clone()))));
+                    }
+                    self.states.push(state);
+                }
+            }
+            for mut put in again.into_iter().rev() {
+                if elsewhere || put.sender.is_none() {
+                    self.pending_events += put.events();
+                    self.pending.push_front(put);
+                } else if let Some(sender) = put.sender.take() {
+                    self.voids.append(&mut put.voids);
+                    self.counts.put_errors += 1;
+                    let channel = self.options.name.clone();
+                    answers.push(Answer::Put(sender, Err(PutError::Failed { channel, cause: cause.clone() })));
+                }
+            }
+        }
+    }
+
+    pub(super) fn release_affinity(&mut self, producer: u64) {
+        if let Some((_, frames)) = self.affinity.get_mut(&producer) {
+            *frames -= 1;
+            if *frames == 0 {
+                self.affinity.remove(&producer);
+            }
+        }
+    }
+
+    /// A frame is durable: its events can be taken, its settlements are facts, and everybody hears.
+    pub(super) fn publish(&mut self, mut job: Job, answers: &mut Vec<Answer>) {
+        let ranges: Vec<SeqRange> = job.ranges().map(|(range, _)| range).collect();
+        for (put, range) in std::mem::take(&mut job.puts).into_iter().zip(ranges) {
+            self.release_affinity(put.producer);
+            self.flying_events -= put.events();
+            self.counts.put_success += put.events();
+            self.queue.publish(range);
+            self.cache.offer(range.start, put.batch.freeze());
+            if let Some(sender) = put.sender {
+                answers.push(Answer::Put(sender, Ok(PutReceipt { range: Some(range) })));
+            }
+        }
+        for range in job.voids {
+            self.queue.void(range);
+        }
+        for state in job.states {
+            for SettledRuns { mark, runs, .. } in &state.settled {
+                let count: u64 = runs.iter().map(|run| run.count()).sum();
+                match mark {
+                    Mark::Delivered => self.counts.take_success += count,
+                    Mark::DeadLettered => self.counts.dead_lettered += count,
+                    Mark::Dropped => self.counts.dropped += count,
+                    Mark::Void | Mark::Lost => {}
+                }
+                runs.iter().for_each(|run| self.queue.settle(*run));
+            }
+            state.notes.into_iter().for_each(|note| self.publish_note(note));
+            if let Some(sender) = state.sender {
+                answers.push(Answer::Settle(sender, Ok(())));
+            }
+        }
+        if let Some(ordinal) = job.retires {
+            let seat = &mut self.seats[job.log];
+            seat.retiring = None;
+            seat.log.release(ordinal);
+        }
+    }
+}

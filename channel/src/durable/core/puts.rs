@@ -1,0 +1,122 @@
+//! Puts: room in the channel, waiting for it, and giving up.
+
+use std::time::Duration;
+
+use super::{Answer, Core, WAITING_BYTES_MAX, WAITING_MAX};
+use crate::api::{PutError, PutReceipt};
+use crate::durable::job::PendingPut;
+
+impl Core {
+    /// Most bytes of one transaction.
+    pub(crate) fn put_bytes_max(&self) -> usize {
+        // Room for the sections that may ride along is left over: they go alone when they do not fit.
+        self.seats.iter().map(|seat| seat.log.body_max()).max().unwrap_or_default() / 2
+    }
+
+    pub(crate) fn put(&mut self, now: Duration, mut put: PendingPut, answers: &mut Vec<Answer>) {
+        let events = put.batch.len();
+        self.counts.put_attempt += events as u64;
+        let channel = || self.options.name.clone();
+        let refusal = if self.closed {
+            Some(PutError::Closed)
+        } else if events > self.options.transaction_capacity {
+            Some(PutError::TooManyEvents { channel: channel(), events, limit: self.options.transaction_capacity })
+        } else if put.section_len() > self.put_bytes_max() {
+            Some(PutError::TooLarge { channel: channel(), bytes: put.section_len(), limit: self.put_bytes_max() })
+        } else {
+            None
+        };
+        let Some(sender) = put.sender.take() else { return };
+        if let Some(refusal) = refusal {
+            self.counts.put_errors += 1;
+            answers.push(Answer::Put(sender, Err(refusal)));
+            return;
+        }
+        if events == 0 {
+            answers.push(Answer::Put(sender, Ok(PutReceipt { range: None })));
+            return;
+        }
+        put.deadline = now + self.options.keep_alive;
+        let crowded = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + put.section_len() > WAITING_BYTES_MAX;
+        if crowded && !self.waiting.is_empty() {
+            self.counts.put_errors += 1;
+            let detail = format!("{} puts wait for room already", self.waiting.len());
+            answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel(), detail })));
+            return;
+        }
+        put.sender = Some(sender);
+        self.waiting_bytes += put.section_len();
+        self.waiting.push_back(put);
+        self.admit();
+        self.expire_puts(now, answers);
+    }
+
+    pub(super) fn has_room_for(&self, events: u64) -> bool {
+        let bytes = self.options.disk_bytes_max.is_none_or(|max| self.disk_bytes() < max);
+        bytes && self.size() + events <= self.options.capacity
+    }
+
+    /// Lets waiting puts in, in their order.
+    pub(super) fn admit(&mut self) {
+        while let Some(put) = self.waiting.front()
+            && self.has_room_for(put.events())
+        {
+            let put = self.waiting.pop_front().expect("just seen");
+            self.waiting_bytes -= put.section_len();
+            self.pending_events += put.events();
+            self.pending.push_back(put);
+        }
+    }
+
+    /// Refuses what has waited for room, in the channel or on a disk, as long as it may.
+    pub(super) fn expire_puts(&mut self, now: Duration, answers: &mut Vec<Answer>) {
+        let channel = self.options.name.clone();
+        while let Some(put) = self.waiting.pop_front_if(|put| put.deadline <= now) {
+            let detail = format!(
+                "{} of {} events, and {} bytes on disk; nothing was taken for {} s",
+                self.size(),
+                self.options.capacity,
+                self.disk_bytes(),
+                self.options.keep_alive.as_secs()
+            );
+            self.waiting_bytes -= put.section_len();
+            self.counts.put_errors += 1;
+            if let Some(sender) = put.sender {
+                answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel.clone(), detail })));
+            }
+        }
+        let Some(cause) = self.no_disk_takes_puts() else { return };
+        while let Some(put) = self.pending.pop_front_if(|put| put.deadline <= now) {
+            self.pending_events -= put.events();
+            self.voids.extend(&put.voids);
+            self.counts.put_errors += 1;
+            let error = match &cause {
+                // What was in a frame that failed is of unknown outcome until its void is written.
+                (false, cause) if !put.voids.is_empty() => {
+                    PutError::Failed { channel: channel.clone(), cause: cause.clone() }
+                }
+                (true, cause) => PutError::Failed { channel: channel.clone(), cause: cause.clone() },
+                (false, cause) => PutError::Full { channel: channel.clone(), detail: cause.clone() },
+            };
+            if let Some(sender) = put.sender {
+                answers.push(Answer::Put(sender, Err(error)));
+            }
+        }
+        self.admit();
+    }
+
+    /// Why no log takes puts now: (failed rather than full, cause).
+    pub(super) fn no_disk_takes_puts(&self) -> Option<(bool, String)> {
+        let mut found = None;
+        for seat in &self.seats {
+            if let Some(cause) = seat.log.failure() {
+                found = found.or_else(|| Some((true, cause.to_owned())));
+            } else if let Some(cause) = seat.log.blocked().filter(|_| seat.needs_segment) {
+                found = Some((false, cause.to_owned()));
+            } else {
+                return None;
+            }
+        }
+        found
+    }
+}
