@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use store::serializer::Format;
+use store::serializer::{AvroCodec, Format};
 
 use super::Plan;
 use super::names::Names;
@@ -47,7 +47,7 @@ pub(super) static KEYS: &[Key] = &[
         KeyDefault::Is("2048000"),
         "Size of a block of an Avro file; every commit ends a block as well.",
     ),
-    Key::text("sink.serializer.compressionCodec", KeyDefault::Is("null"), "Codec of an Avro file; only null is built."),
+    Key::text("sink.serializer.compressionCodec", KeyDefault::Is("null"), "Codec of an Avro file: null or deflate."),
     Key::refused(
         "sink.serializer.schemaURL",
         "Schema of pre-encoded Avro bodies.",
@@ -109,11 +109,12 @@ fn format(settings: &Settings) -> Result<Format, Refused> {
         Ok(Format::HeaderAndText { append_newline })
     } else if is("AVRO_EVENT", "org.apache.flume.serialization.FlumeEventAvroEventSerializer$Builder") {
         let codec = settings.text("sink.serializer.compressionCodec");
-        if !codec.trim().eq_ignore_ascii_case("null") {
-            let message = format!("the Avro codec {codec} is not built; leave it out, or write null");
+        let Some(codec) = AvroCodec::for_name(codec.trim()) else {
+            let message = format!("the Avro codec {codec} is not built; there are null and deflate");
             return Err(settings.refuse("sink.serializer.compressionCodec", message));
-        }
-        Ok(Format::AvroEvent { sync_interval_bytes: settings.count("sink.serializer.syncIntervalBytes") })
+        };
+        let sync_interval_bytes = settings.count("sink.serializer.syncIntervalBytes");
+        Ok(Format::AvroEvent { sync_interval_bytes, codec })
     } else {
         Err(settings.refuse("sink.serializer", format!("{name} is not built; {SERIALIZERS}")))
     }
