@@ -39,6 +39,10 @@ const CLOSING_MAX: usize = 256;
 /// Leftovers healed at once.
 const HEALING_MAX: usize = 8;
 
+/// Failed files that wait to be healed, before the sink takes no more events: a store that is away for hours must not
+/// fill the memory with them, nor the channel with their notes.
+const SICK_MAX: usize = 4096;
+
 /// Times that the store may reject a file before its events are dead letters.
 const REJECTIONS_MAX: u32 = 3;
 
@@ -194,7 +198,10 @@ impl Writing {
     }
 
     fn may_take(&self) -> bool {
-        self.backlog.is_empty() && !self.too_much_leased() && self.files.len() < self.plan.files_max + CLOSING_MAX
+        self.backlog.is_empty()
+            && !self.too_much_leased()
+            && self.files.len() < self.plan.files_max + CLOSING_MAX
+            && self.sick.len() < SICK_MAX
     }
 
     fn too_much_leased(&self) -> bool {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use channel::{EventBatch, EventRef, NoteUpdate, Outcome, SeqRange, Settlement};
+use channel::{EventBatch, EventRef, Outcome, SeqRange, Settlement};
 use store::fs::{StoreError, Writer};
 
 use super::{Sick, Writing};
@@ -35,13 +35,10 @@ impl Writing {
             Done::Opened { file: id, result } => self.opened(context, id, result),
             Done::Synced { file: id, writer, result } => match result {
                 Ok(length) => {
-                    let note = self.settle_flown(id, length);
+                    self.settle_flown(id, length, true);
                     let Some(file) = self.files.get_mut(&id) else { return };
                     file.writer = Some(writer);
                     file.stage = Stage::Ready;
-                    if let Some(settlement) = self.settlements.last_mut() {
-                        settlement.notes.extend(note);
-                    }
                     self.ready(id);
                 }
                 Err(error) => self.give_up(context, id, &error.to_string(), true),
@@ -130,14 +127,21 @@ impl Writing {
         }
     }
 
-    /// Settles what the last job of a file made durable; gives the note that belongs to it.
-    fn settle_flown(&mut self, id: FileId, length: u64) -> Option<NoteUpdate> {
-        let file = self.files.get_mut(&id)?;
+    /// Settles what the last job of a file made durable. The note goes with the settlement, both or neither: with the
+    /// settlement alone, a crash would cut the file to an older length.
+    fn settle_flown(&mut self, id: FileId, length: u64, with_note: bool) {
+        let Some(file) = self.files.get_mut(&id) else { return };
         file.leftover.settled = length;
         let flown = std::mem::take(&mut file.flying);
-        let note = self.durable.then(|| file.leftover.update(&self.owner, &self.system));
+        let note = (with_note && self.durable).then(|| file.leftover.update(&self.owner, &self.system));
+        if flown.ranges.is_empty() {
+            self.leased_bytes = self.leased_bytes.saturating_sub(flown.bytes);
+            return self.notes.extend(note);
+        }
         self.end_lease(flown.ranges, flown.bytes, Outcome::Delivered);
-        note
+        if let Some(settlement) = self.settlements.last_mut() {
+            settlement.notes.extend(note);
+        }
     }
 
     fn end_lease(&mut self, ranges: Vec<SeqRange>, bytes: u64, outcome: Outcome) {
@@ -150,7 +154,8 @@ impl Writing {
     }
 
     fn closed(&mut self, context: &SinkContext, id: FileId, Closed { length, published }: Closed) {
-        let note = self.settle_flown(id, length);
+        // Once published it needs no note: nothing cuts it any more.
+        self.settle_flown(id, length, published.is_err());
         let Some(file) = self.files.remove(&id) else { return };
         context.counters.connection_closed.add(1);
         match published {
@@ -160,7 +165,6 @@ impl Writing {
             }
             Err(error) => {
                 // The bytes are safe under the name in use; only the rename is to be repeated.
-                self.notes.extend(note);
                 context.counters.connection_failed.add(1);
                 tracing::warn!(
                     "{}: {} is complete but could not be published: {error}",
