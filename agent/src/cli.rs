@@ -9,11 +9,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use wal::keys::KeyFile;
 
 use crate::config::load::{self, Location};
 use crate::config::reference;
 use crate::config::report::{self, Strictness};
-use crate::keys;
 use crate::launch::{self, EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED, LaunchOptions};
 use crate::telemetry::http::DEFAULT_PORT;
 
@@ -54,7 +54,7 @@ enum KeysCommand {
     Generate {
         file: PathBuf,
         /// The id of the key, for `encryption.activeKey`.
-        #[arg(long, default_value = keys::DEFAULT_KEY_ID)]
+        #[arg(long, default_value = "k1")]
         id: String,
     },
 }
@@ -141,7 +141,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode 
     match cli.command {
         Command::Agent(arguments) => agent(arguments),
         Command::Validate(arguments) => validate(arguments),
-        Command::Keys { command: KeysCommand::Generate { file, id } } => match keys::generate(&file, &id) {
+        Command::Keys { command: KeysCommand::Generate { file, id } } => match KeyFile::generate(&file, &id) {
             Ok(()) => say(&format!("key {id} is in {}; keep a copy where the data is not", file.display())),
             Err(error) => complain(&error.to_string(), EXIT_FAILED),
         },

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Channel, Consumer, EventBatch, Lease, TakeError, TakeLimits};
+use channel::{Channel, Consumer, Devices, EventBatch, Lease, TakeError, TakeLimits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use crate::config::settings::{Default as KeyDefault, Key, Kind, Refused, Setting, Settings, Status};
@@ -97,7 +97,14 @@ pub trait OpenChannel: Send {
     fn is_durable(&self) -> bool;
 
     /// Opens or creates it. May block on disks: the supervisor calls it on a blocking thread.
-    fn open(self: Box<Self>) -> Result<Arc<dyn Channel>, ComponentError>;
+    fn open(self: Box<Self>, devices: &Arc<Devices>) -> Result<Opened, ComponentError>;
+}
+
+/// A channel that is open.
+pub struct Opened {
+    pub channel: Arc<dyn Channel>,
+    /// Where its sinks put events that they can never write; durable channels have one.
+    pub dead_letters: Option<Arc<dyn DeadLetters>>,
 }
 
 /// What one round of a sink came to.

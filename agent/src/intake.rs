@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use channel::{Channel, EventBatch, EventRef, Producer, PutError};
+use channel::{Channel, EventBatch, EventRef, MemoryChannel, Producer, PutError};
 
 use crate::telemetry::counters::SourceCounters;
 
@@ -39,12 +39,28 @@ pub struct AcceptError {
     /// The name of the channel that refused.
     pub channel: String,
     pub cause: PutError,
+    /// Whether that channel is durable: Flume's file channel has other words than its memory channel.
+    pub durable: bool,
 }
 
 impl AcceptError {
     /// Back-pressure: the same events may be accepted later.
     pub fn is_full(&self) -> bool {
         matches!(self.cause, PutError::Full { .. })
+    }
+
+    /// The message of the exception that Flume's channel throws in this case: what sources tell their senders.
+    pub fn flume_message(&self) -> String {
+        match &self.cause {
+            cause if !self.durable => MemoryChannel::flume_message(cause),
+            PutError::Full { detail, .. } => detail.clone(),
+            PutError::TooManyEvents { limit, .. } => format!(
+                "Put queue for FileBackedTransaction of capacity {limit} full, consider committing more frequently, \
+                 increasing capacity or increasing thread count. [channel={}]",
+                self.channel
+            ),
+            cause => cause.to_string(),
+        }
     }
 }
 
@@ -158,7 +174,10 @@ impl Intake {
 
     async fn put_one(&mut self, index: usize, batch: EventBatch) -> Result<(), AcceptError> {
         let put = self.producers[index].put(batch).await;
-        put.map(drop).map_err(|cause| AcceptError { channel: self.plan.channels[index].name.clone(), cause })
+        put.map(drop).map_err(|cause| {
+            let NamedChannel { name, channel } = &self.plan.channels[index];
+            AcceptError { channel: name.clone(), cause, durable: channel.is_durable() }
+        })
     }
 
     fn forgive(&self, put: Result<(), AcceptError>) {
@@ -169,5 +188,24 @@ impl Intake {
                 "optional channel did not take a batch, going on without it: {error}"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_the_words_of_flumes_channel_of_that_kind() {
+        let text = |durable, cause| AcceptError { channel: "c1".to_owned(), cause, durable }.flume_message();
+        let many = || PutError::TooManyEvents { channel: "c1".to_owned(), events: 3, limit: 2 };
+        assert_eq!(
+            text(true, many()),
+            "Put queue for FileBackedTransaction of capacity 2 full, consider committing more frequently, increasing \
+             capacity or increasing thread count. [channel=c1]"
+        );
+        assert!(text(false, many()).starts_with("Put queue for MemoryTransaction of capacity 2 full, "));
+        let full = || PutError::Full { channel: "c1".to_owned(), detail: "no room".to_owned() };
+        assert_eq!((text(true, full()), text(false, full())), ("no room".to_owned(), "no room".to_owned()));
     }
 }

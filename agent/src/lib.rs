@@ -6,7 +6,6 @@ pub mod component;
 pub mod config;
 pub mod intake;
 pub mod interceptors;
-pub mod keys;
 pub mod launch;
 pub mod own_host;
 pub mod reload;

@@ -7,11 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use channel::Devices;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
-use crate::component::{Budget, ComponentError, IntakePlan, NamedChannel, SinkContext, SourceContext, Stop, Stopper};
+use crate::component::{
+    Budget, ComponentError, DeadLetters, IntakePlan, NamedChannel, Opened, SinkContext, SourceContext, Stop, Stopper,
+};
 use crate::config::plan::{ChannelPlan, Plan, SinkPlan, SourcePlan};
 use crate::runner;
 use crate::telemetry::counters::Gauge;
@@ -37,7 +40,7 @@ impl Runtimes {
             Some(runtime) => runtime.handle().clone(),
             None => unreachable!("the runtimes are there until they are dropped"),
         };
-        Handles { sources: handle(&self.sources), sinks: handle(&self.sinks) }
+        Handles { sources: handle(&self.sources), sinks: handle(&self.sinks), devices: Devices::new() }
     }
 }
 
@@ -54,6 +57,8 @@ impl Drop for Runtimes {
 pub struct Handles {
     pub sources: Handle,
     pub sinks: Handle,
+    /// The flush domains of the process; a reload goes on with the same ones.
+    pub devices: Arc<Devices>,
 }
 
 /// A channel that is open, and outlives a reload where it may.
@@ -62,6 +67,7 @@ pub struct OpenedChannel {
     pub alias: &'static str,
     settings: Vec<(String, String)>,
     start_time: Arc<Gauge>,
+    dead_letters: Option<Arc<dyn DeadLetters>>,
 }
 
 /// One source or sink.
@@ -118,7 +124,7 @@ pub async fn start(
     reuse: Vec<OpenedChannel>,
 ) -> Result<Running, ComponentError> {
     let mut subjects = Vec::new();
-    let channels = open_channels(plan.channels, reuse, &mut subjects).await?;
+    let channels = open_channels(plan.channels, reuse, handles, &mut subjects).await?;
     let budget = Budget::new(SOURCE_BYTES_MAX);
     let sinks = plan.sinks.into_iter().map(|sink| start_sink(sink, &channels, handles, &mut subjects)).collect();
     let sources = plan
@@ -133,6 +139,7 @@ pub async fn start(
 async fn open_channels(
     plans: Vec<ChannelPlan>,
     mut reuse: Vec<OpenedChannel>,
+    handles: &Handles,
     subjects: &mut Vec<Subject>,
 ) -> Result<Vec<OpenedChannel>, ComponentError> {
     let mut opened = Vec::new();
@@ -149,7 +156,7 @@ async fn open_channels(
                 }
                 channel
             }
-            None => open(plan).await?,
+            None => open(plan, &handles.devices).await?,
         };
         let start_time = Arc::clone(&channel.start_time);
         subjects.push(Subject::Channel { channel: channel.named.clone(), start_time });
@@ -158,10 +165,11 @@ async fn open_channels(
     Ok(opened)
 }
 
-async fn open(plan: ChannelPlan) -> Result<OpenedChannel, ComponentError> {
+async fn open(plan: ChannelPlan, devices: &Arc<Devices>) -> Result<OpenedChannel, ComponentError> {
     let (name, unopened) = (plan.name.clone(), plan.channel);
-    let outcome = tokio::task::spawn_blocking(move || unopened.open()).await;
-    let channel = match outcome {
+    let devices = Arc::clone(devices);
+    let outcome = tokio::task::spawn_blocking(move || unopened.open(&devices)).await;
+    let Opened { channel, dead_letters } = match outcome {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return Err(ComponentError(format!("channel {name} does not open: {error}"))),
         Err(panic) => return Err(ComponentError(format!("channel {name} does not open, a defect of ours: {panic}"))),
@@ -169,11 +177,12 @@ async fn open(plan: ChannelPlan) -> Result<OpenedChannel, ComponentError> {
     let start_time = Arc::new(Gauge::default());
     start_time.set_to_now();
     tracing::info!("channel {name} open ({})", plan.alias);
-    Ok(OpenedChannel { named: NamedChannel { name, channel }, alias: plan.alias, settings: plan.settings, start_time })
+    let named = NamedChannel { name, channel };
+    Ok(OpenedChannel { named, alias: plan.alias, settings: plan.settings, start_time, dead_letters })
 }
 
-fn find(channels: &[OpenedChannel], name: &str) -> Option<NamedChannel> {
-    channels.iter().find(|channel| channel.named.name == name).map(|channel| channel.named.clone())
+fn find<'a>(channels: &'a [OpenedChannel], name: &str) -> Option<&'a OpenedChannel> {
+    channels.iter().find(|channel| channel.named.name == name)
 }
 
 fn start_sink(plan: SinkPlan, channels: &[OpenedChannel], handles: &Handles, subjects: &mut Vec<Subject>) -> Task {
@@ -181,7 +190,13 @@ fn start_sink(plan: SinkPlan, channels: &[OpenedChannel], handles: &Handles, sub
     let Some(channel) = find(channels, &plan.channel) else {
         unreachable!("a plan opens every channel that a sink names: {}", plan.channel)
     };
-    let context = SinkContext { name: plan.name.clone(), counters: Arc::default(), stop, channel, dead_letters: None };
+    let context = SinkContext {
+        name: plan.name.clone(),
+        counters: Arc::default(),
+        stop,
+        channel: channel.named.clone(),
+        dead_letters: channel.dead_letters.clone(),
+    };
     subjects.push(Subject::Sink { name: plan.name.clone(), counters: Arc::clone(&context.counters) });
     let runs = runner::sink::run(plan.sink, context);
     spawn(&handles.sinks, format!("sink {}", plan.name), stopper, runs)
@@ -196,7 +211,12 @@ fn start_source(
 ) -> Task {
     let (stopper, stop) = Stop::pair();
     let intake = Arc::new(IntakePlan {
-        channels: plan.channels.iter().filter_map(|name| find(channels, name)).collect(),
+        channels: plan
+            .channels
+            .iter()
+            .filter_map(|name| find(channels, name))
+            .map(|channel| channel.named.clone())
+            .collect(),
         interceptors: plan.interceptors,
         selector: plan.selector,
         counters: Arc::default(),

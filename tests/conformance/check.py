@@ -21,7 +21,7 @@ import run  # noqa: E402  (the folder of this script is on the path)
 
 HERE = Path(__file__).resolve().parent
 # component kind, inner part (interceptors, selector, processor, sink ...), key, value
-SETTING = re.compile(r"^\s*a1\.(\w+)\.[^.\s]+\.((?:[\w@]+\.)*)(type|compression-type|fileType|codeC|deserializer|handler|serializer)"
+SETTING = re.compile(r"^\s*a1\.(\w+)\.[^.\s]+\.((?:[\w@]+\.)*)(type|compression-type|fileType|codeC|deserializer|handler|serializer|compressionCodec)"
                      r"\s*[=:]\s*(\S+)", re.MULTILINE)
 
 
@@ -40,7 +40,7 @@ def missing_parts(conf: str, not_built: set[str]) -> set[str]:
     found = set()
     for kind, inner, key, value in SETTING.findall(conf):
         inner = inner.replace("@", "").split(".")[0]
-        found.add(".".join(filter(None, [kind, inner, key])) + "=" + value.lower())
+        found.add((".".join(filter(None, [kind, inner, key])) + "=" + value).lower())
     found |= {f"{kind}.type={value.lower()}" for kind, value in re.findall(r"^\s*a1\.(configfilters)\.\w+\.type\s*=\s*(\S+)", conf, re.M)}
     return {part for part in found if part in not_built}
 

@@ -27,6 +27,8 @@ pub enum KeyError {
     Malformed { path: String, line: usize, what: String },
     #[error("key file {path} has no key `{id}`; it has: {present}")]
     Unknown { path: String, id: String, present: String },
+    #[error("key file {path} exists already and is never replaced: the data sealed with it would be lost")]
+    Exists { path: String },
     #[error("cannot write key file {path}: {cause}")]
     Write { path: String, cause: io::Error },
 }
@@ -103,7 +105,10 @@ impl KeyFile {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             fs::File::open(parent)?.sync_all()
         };
-        write().map_err(|cause| KeyError::Write { path: name, cause })
+        write().map_err(|cause| match cause.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists { path: name },
+            _ => KeyError::Write { path: name, cause },
+        })
     }
 }
 
@@ -117,7 +122,7 @@ mod tests {
         let path = scratch.path().join("keys");
         KeyFile::generate(&path, "k1").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(KeyFile::generate(&path, "k1"), Err(KeyError::Write { .. })));
+        assert!(matches!(KeyFile::generate(&path, "k1"), Err(KeyError::Exists { .. })));
         let file = KeyFile::read(&path).unwrap();
         assert_eq!(file.key("k1").unwrap().id(), "k1");
         assert!(matches!(file.key("k2"), Err(KeyError::Unknown { .. })));

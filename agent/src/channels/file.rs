@@ -1,12 +1,20 @@
 //! `file`: the durable channel, under the keys of Flume's file channel.
 //!
-//! Reads the keys into [`FileOptions`] and checks what can be checked without touching anything: that the directories
-//! hold no queue of Flume's own. The engine behind it is `channel`'s.
+//! Reads the keys and checks what can be checked without touching anything: that the directories hold no queue of
+//! Flume's own. The engine behind it is `channel::DurableChannel`, in the sub-directory `penstock` of every data
+//! directory.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::component::{ChannelEntry, Key, KeyDefault, OpenChannel, Refused, Settings};
+use channel::{Devices, DurableChannel, DurableOptions, OnDamage};
+use wal::io::real::Backend;
+use wal::keys::KeyFile;
+use wal::limits::{SEGMENT_DEFAULT, SEGMENT_MAX};
+
+use super::graveyard::Graveyard;
+use crate::component::{ChannelEntry, ComponentError, Key, KeyDefault, OpenChannel, Opened, Refused, Settings};
 
 pub(super) static ENTRY: ChannelEntry = ChannelEntry {
     alias: "file",
@@ -17,15 +25,12 @@ pub(super) static ENTRY: ChannelEntry = ChannelEntry {
 };
 
 const ALWAYS_SYNCED: &str = "every transaction is on stable storage before it is acknowledged, whatever this says";
-const CHECKPOINT_SLOTS: &str =
+const NO_CHECKPOINT_DIR: &str =
     "checkpoints go to fresh slots and are not needed to start, so there is nothing to back up";
 
 static KEYS: &[Key] = &[
-    Key::path(
-        "checkpointDir",
-        KeyDefault::Is("~/.flume/file-channel/checkpoint"),
-        "Directory of the checkpoints. Our files are in its sub-directory `penstock`.",
-    ),
+    Key::inert("checkpointDir", "Directory of the checkpoints.", NO_CHECKPOINT_DIR),
+    Key::inert("checkpointInterval", "Time between two checkpoints.", NO_CHECKPOINT_DIR),
     Key::text(
         "dataDirs",
         KeyDefault::Is("~/.flume/file-channel/data"),
@@ -41,14 +46,13 @@ static KEYS: &[Key] = &[
         "Most events of one put or take; at most `capacity`.",
     ),
     Key::integer("keep-alive", 0, i32::MAX as i64, "s", KeyDefault::Is("3"), "How long a put waits for room."),
-    Key::integer("checkpointInterval", 1000, i64::MAX, "ms", KeyDefault::Is("30000"), "Time between two checkpoints."),
     Key::integer(
         "maxFileSize",
-        1 << 20,
+        1,
         i64::MAX,
         "bytes",
-        KeyDefault::Is("1623195647"),
-        "Largest size of one log file; files are allocated ahead and may be smaller.",
+        KeyDefault::Absent,
+        "Size of one log file, from 64 MiB, which is also the default, to 1 GiB; other values mean the nearest of these.",
     ),
     Key::integer(
         "minimumRequiredSpace",
@@ -56,11 +60,11 @@ static KEYS: &[Key] = &[
         i64::MAX,
         "bytes",
         KeyDefault::Is("524288000"),
-        "Free space of a disk below which it takes no more puts; takes go on.",
+        "Free space that is left alone on every disk: below it puts are refused, and takes go on.",
     ),
-    Key::inert("useDualCheckpoints", "A second checkpoint.", CHECKPOINT_SLOTS),
-    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", CHECKPOINT_SLOTS),
-    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", CHECKPOINT_SLOTS),
+    Key::inert("useDualCheckpoints", "A second checkpoint.", NO_CHECKPOINT_DIR),
+    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", NO_CHECKPOINT_DIR),
+    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", NO_CHECKPOINT_DIR),
     Key::inert("checkpointOnClose", "Write a checkpoint when stopping.", "a stop always leaves a fast start behind"),
     Key::inert("use-log-replay-v1", "Flume's old replay.", "there is one replay, which needs no checkpoint"),
     Key::inert("use-fast-replay", "Flume's fast replay.", "there is one replay, which needs no checkpoint"),
@@ -83,6 +87,48 @@ static KEYS: &[Key] = &[
         "Where keys come from: `FILE`, a key file made by `penstock keys generate`.",
     ),
     Key::path("encryption.keyProvider.keyFile", KeyDefault::Absent, "The key file."),
+    Key::choice(
+        "penstock.onDamage",
+        &["refuse", "continue"],
+        KeyDefault::Is("refuse"),
+        "What to do when acknowledged events are damaged: refuse to start, or start without them and count them as lost.",
+    ),
+    Key::integer(
+        "penstock.diskBytesMax",
+        64 << 20,
+        i64::MAX,
+        "bytes",
+        KeyDefault::Absent,
+        "Most bytes of log files; without it the disk is the limit.",
+    ),
+    Key::integer(
+        "penstock.hotTailBytes",
+        0,
+        1 << 40,
+        "bytes",
+        KeyDefault::Is("67108864"),
+        "Most bytes of events kept in memory for sinks that keep up.",
+    ),
+    Key::integer(
+        "penstock.deadLetterBytesMax",
+        64 << 20,
+        i64::MAX,
+        "bytes",
+        KeyDefault::Is("268435456"),
+        "Most bytes of the dead letters, which are in `penstock-dead-letters` of the first data directory.",
+    ),
+    Key::choice(
+        "penstock.flushDomains",
+        &["detect", "separate"],
+        KeyDefault::Is("detect"),
+        "Which directories share a disk: found out, or every directory is a disk of its own.",
+    ),
+    Key::choice(
+        "penstock.backend",
+        &["detect", "direct", "buffered"],
+        KeyDefault::Is("detect"),
+        "How files are written: with O_DIRECT, through the page cache, or whichever works.",
+    ),
     Key::refused("encryption.keyProvider.keyStoreFile", "A JCEKS key store.", INSTEAD_OF_JCEKS),
     Key::refused("encryption.keyProvider.keyStorePasswordFile", "Its password.", INSTEAD_OF_JCEKS),
     Key::refused("encryption.keyProvider.keys", "The keys in it.", INSTEAD_OF_JCEKS),
@@ -91,33 +137,66 @@ static KEYS: &[Key] = &[
 
 const INSTEAD_OF_JCEKS: &str = "Make a key file with `penstock keys generate FILE`, and set encryption.keyProvider = FILE and encryption.keyProvider.keyFile";
 
-/// What the keys say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct FileOptions {
-    pub name: String,
-    pub checkpoint_dir: PathBuf,
-    /// Never empty.
-    pub data_dirs: Vec<PathBuf>,
-    pub capacity: usize,
-    /// At most `capacity`.
-    pub transaction_capacity: usize,
-    pub keep_alive: Duration,
-    pub checkpoint_interval: Duration,
-    pub file_bytes_max: u64,
-    pub free_bytes_min: u64,
-    pub encryption: Option<EncryptionOptions>,
+/// The sub-directory of a data directory that is ours.
+const OWN_DIR: &str = "penstock";
+
+/// The sibling of it, for events that a sink can never write.
+const DEAD_LETTERS_DIR: &str = "penstock-dead-letters";
+
+/// What the keys say, keys still in their file.
+#[derive(Debug, Clone)]
+struct FileOptions {
+    /// Never empty; as the file names them.
+    data_dirs: Vec<PathBuf>,
+    durable: DurableOptions,
+    encryption: Option<EncryptionOptions>,
+    dead_letter_bytes_max: u64,
 }
 
 /// The key that seals new data, and the file it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EncryptionOptions {
-    pub active_key: String,
-    pub key_file: PathBuf,
+struct EncryptionOptions {
+    active_key: String,
+    key_file: PathBuf,
 }
 
 fn build(settings: &Settings) -> Result<Box<dyn OpenChannel>, Refused> {
-    let _options = read(settings)?;
-    Err(settings.refuse("type", "the durable channel is not in this build. Use `memory`, which a crash empties"))
+    Ok(Box::new(read(settings)?))
+}
+
+impl OpenChannel for FileOptions {
+    fn transaction_capacity(&self) -> usize {
+        self.durable.transaction_capacity
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn open(self: Box<Self>, devices: &Arc<Devices>) -> Result<Opened, ComponentError> {
+        let mut options = self.durable;
+        if let Some(EncryptionOptions { active_key, key_file }) = &self.encryption {
+            let failed = |error: wal::keys::KeyError| ComponentError(error.to_string());
+            let file = KeyFile::read(key_file).map_err(failed)?;
+            options.key = Some(file.key(active_key).map_err(failed)?.clone());
+            options.old_keys = file.keys().to_vec();
+        }
+        let dead_letters = DurableOptions {
+            name: format!("{}-dead", options.name),
+            data_dirs: vec![self.data_dirs[0].join(DEAD_LETTERS_DIR)],
+            // Bytes are the limit; a sink must never be stopped by a count of small ones.
+            capacity: u64::MAX >> 1,
+            keep_alive: Duration::ZERO,
+            disk_bytes_max: Some(self.dead_letter_bytes_max),
+            hot_tail_bytes: 0,
+            ..options.clone()
+        };
+        let channel = DurableChannel::open(options, devices).map_err(|error| ComponentError(error.to_string()))?;
+        Ok(Opened {
+            channel: Arc::new(channel),
+            dead_letters: Some(Arc::new(Graveyard::new(dead_letters, Arc::clone(devices)))),
+        })
+    }
 }
 
 fn read(settings: &Settings) -> Result<FileOptions, Refused> {
@@ -141,24 +220,38 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
             refused = Some(settings.refuse("dataDirs", message));
         }
     }
-    let options = FileOptions {
-        name: settings.name().to_owned(),
-        checkpoint_dir: expand_home(settings.text("checkpointDir").trim()),
-        data_dirs,
-        capacity: settings.count("capacity"),
-        transaction_capacity: settings.count("transactionCapacity"),
-        keep_alive: Duration::from_secs(settings.count("keep-alive") as u64),
-        checkpoint_interval: Duration::from_millis(settings.count("checkpointInterval") as u64),
-        file_bytes_max: settings.count("maxFileSize") as u64,
-        free_bytes_min: settings.count("minimumRequiredSpace") as u64,
-        encryption: encryption(settings)?,
-    };
-    if options.transaction_capacity > options.capacity {
-        let (transaction, capacity) = (options.transaction_capacity, options.capacity);
-        let message = format!("{transaction} is above capacity = {capacity}; lower it, or raise capacity");
+    let (capacity, transaction_capacity) = (settings.count("capacity"), settings.count("transactionCapacity"));
+    if transaction_capacity > capacity {
+        let message = format!("{transaction_capacity} is above capacity = {capacity}; lower it, or raise capacity");
         refused = Some(settings.refuse("transactionCapacity", message));
     }
-    refused.map_or(Ok(options), Err)
+    let segment_len = settings.integer_opt("maxFileSize").and_then(|bytes| u64::try_from(bytes).ok());
+    // A shorter segment could not hold the largest frame; whole pages, because segments are.
+    let segment_len = segment_len.unwrap_or(SEGMENT_DEFAULT).clamp(SEGMENT_DEFAULT, SEGMENT_MAX) / 4096 * 4096;
+    let own_dirs = data_dirs.iter().map(|dir| dir.join(OWN_DIR)).collect();
+    let durable = DurableOptions {
+        capacity: capacity as u64,
+        transaction_capacity,
+        keep_alive: Duration::from_secs(settings.count("keep-alive") as u64),
+        segment_len,
+        reserve_bytes: settings.count("minimumRequiredSpace") as u64,
+        disk_bytes_max: settings.integer_opt("penstock.diskBytesMax").and_then(|bytes| u64::try_from(bytes).ok()),
+        hot_tail_bytes: settings.count("penstock.hotTailBytes"),
+        on_damage: match settings.choice("penstock.onDamage") {
+            "continue" => OnDamage::Continue,
+            _ => OnDamage::Refuse,
+        },
+        backend: match settings.choice("penstock.backend") {
+            "direct" => Some(Backend::Direct),
+            "buffered" => Some(Backend::Buffered),
+            _ => None,
+        },
+        separate_flush_domains: settings.choice("penstock.flushDomains") == "separate",
+        ..DurableOptions::new(settings.name(), own_dirs)
+    };
+    let encryption = encryption(settings)?;
+    let dead_letter_bytes_max = settings.count("penstock.deadLetterBytesMax") as u64;
+    refused.map_or(Ok(FileOptions { data_dirs, durable, encryption, dead_letter_bytes_max }), Err)
 }
 
 fn encryption(settings: &Settings) -> Result<Option<EncryptionOptions>, Refused> {
@@ -215,17 +308,22 @@ fn expand_home(dir: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn check(lines: &[(&str, &str)]) -> (Result<FileOptions, Refused>, Vec<String>) {
+    type Outcome = Result<(Vec<PathBuf>, Option<EncryptionOptions>), Refused>;
+
+    fn check(lines: &[(&str, &str)]) -> (Outcome, Vec<String>) {
         let settings = Settings::of("channels.c1", KEYS, lines);
         settings.check(&[]);
         let options = read(&settings);
-        (options, settings.take_findings().iter().map(ToString::to_string).collect())
+        (
+            options.map(|options| (options.data_dirs, options.encryption)),
+            settings.take_findings().iter().map(ToString::to_string).collect(),
+        )
     }
 
     #[test]
     fn directories_are_separated_by_commas_and_never_twice() {
-        let (options, _) = check(&[("dataDirs", "/a/b, /c d ,,/e"), ("checkpointDir", "/k")]);
-        assert_eq!(options.unwrap().data_dirs, ["/a/b", "/c d", "/e"].map(PathBuf::from));
+        let (options, _) = check(&[("dataDirs", "/a/b, /c d ,,/e")]);
+        assert_eq!(options.unwrap().0, ["/a/b", "/c d", "/e"].map(PathBuf::from));
         let (options, found) = check(&[("dataDirs", "/a,/a")]);
         assert_eq!(options, Err(Refused));
         assert!(found[0].ends_with("/a is there twice"), "{found:?}");
@@ -245,14 +343,14 @@ mod tests {
 
     #[test]
     fn encryption_is_on_with_an_active_key_and_never_half_on() {
-        assert_eq!(check(&[]).0.unwrap().encryption, None);
+        assert_eq!(check(&[]).0.unwrap().1, None);
         let (options, found) = check(&[
             ("encryption.activeKey", "k1"),
             ("encryption.cipherProvider", "AESCTRNOPADDING"),
             ("encryption.keyProvider.keyFile", "/etc/keys"),
         ]);
         let expected = EncryptionOptions { active_key: "k1".to_owned(), key_file: "/etc/keys".into() };
-        assert_eq!(options.unwrap().encryption, Some(expected));
+        assert_eq!(options.unwrap().1, Some(expected));
         assert!(found[0].contains("AES-256-GCM"), "{found:?}");
         for lines in [
             &[("encryption.keyProvider.keyFile", "/etc/keys")][..],

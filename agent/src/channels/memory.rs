@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Channel, MemoryChannel, MemoryOptions};
+use channel::{Devices, MemoryChannel, MemoryOptions};
 
-use crate::component::{ChannelEntry, ComponentError, Key, KeyDefault, OpenChannel, Refused, Settings};
+use crate::component::{ChannelEntry, ComponentError, Key, KeyDefault, OpenChannel, Opened, Refused, Settings};
 
 pub(super) static ENTRY: ChannelEntry = ChannelEntry {
     alias: "memory",
@@ -74,9 +74,9 @@ impl OpenChannel for Memory {
         false
     }
 
-    fn open(self: Box<Self>) -> Result<Arc<dyn Channel>, ComponentError> {
+    fn open(self: Box<Self>, _: &Arc<Devices>) -> Result<Opened, ComponentError> {
         match MemoryChannel::new(self.0) {
-            Ok(channel) => Ok(Arc::new(channel)),
+            Ok(channel) => Ok(Opened { channel: Arc::new(channel), dead_letters: None }),
             Err(error) => Err(ComponentError(error.to_string())),
         }
     }

@@ -4,10 +4,11 @@
 
 pub mod avro;
 pub(crate) mod common;
+pub mod http;
 pub mod netcat;
 pub mod seq;
 
 use crate::component::SourceEntry;
 
 /// Every source that this build has.
-pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &netcat::ENTRY, &seq::ENTRY];
+pub static TABLE: &[&SourceEntry] = &[&avro::ENTRY, &http::ENTRY, &netcat::ENTRY, &seq::ENTRY];

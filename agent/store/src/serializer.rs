@@ -4,7 +4,11 @@
 //! [`finish_block`](Encoder::finish_block) the bytes so far end at a boundary: a reader of just those sees whole events
 //! only. The order of headers is the caller's to give ([`HeaderOrder`]); where the bytes go is left to the sink.
 
+use std::io::Write as _;
+
 use channel::EventRef;
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 
 use crate::sequence_file::{SequenceFile, ValueClass};
 
@@ -19,9 +23,31 @@ pub enum Format {
     /// Flume's `header_and_text`: the headers as Java prints a map, a space, the body.
     HeaderAndText { append_newline: bool },
     /// Flume's `avro_event`: an Avro container file of `Event` records.
-    AvroEvent { sync_interval_bytes: usize },
+    AvroEvent { sync_interval_bytes: usize, codec: AvroCodec },
     /// A SequenceFile, keyed by the event's `timestamp` header.
     SequenceFile(ValueClass),
+}
+
+/// How the blocks of an Avro container file are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AvroCodec {
+    Null,
+    /// RFC 1951, each block on its own.
+    Deflate,
+}
+
+impl AvroCodec {
+    /// Avro's names, which it also writes into the file.
+    pub fn for_name(name: &str) -> Option<AvroCodec> {
+        [AvroCodec::Null, AvroCodec::Deflate].into_iter().find(|codec| codec.name() == name)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            AvroCodec::Null => "null",
+            AvroCodec::Deflate => "deflate",
+        }
+    }
 }
 
 /// An event that this format can never hold.
@@ -52,7 +78,7 @@ pub struct Encoder {
 #[derive(Debug)]
 enum Shape {
     Text { append_newline: bool, with_headers: bool },
-    Avro { sync_interval_bytes: usize, marker: [u8; 16], block: Vec<u8>, records: i64 },
+    Avro { sync_interval_bytes: usize, block: AvroBlock },
     Sequence(SequenceFile),
 }
 
@@ -62,8 +88,9 @@ impl Encoder {
         let shape = match format {
             Format::Text { append_newline } => Shape::Text { append_newline, with_headers: false },
             Format::HeaderAndText { append_newline } => Shape::Text { append_newline, with_headers: true },
-            Format::AvroEvent { sync_interval_bytes } => {
-                Shape::Avro { sync_interval_bytes, marker, block: Vec::new(), records: 0 }
+            Format::AvroEvent { sync_interval_bytes, codec } => {
+                let block = AvroBlock { marker, codec, bytes: Vec::new(), records: 0 };
+                Shape::Avro { sync_interval_bytes, block }
             }
             Format::SequenceFile(values) => Shape::Sequence(SequenceFile::new(values, marker)),
         };
@@ -74,15 +101,15 @@ impl Encoder {
     pub fn start(&mut self, out: &mut Vec<u8>) {
         match &mut self.shape {
             Shape::Text { .. } => {}
-            Shape::Avro { marker, .. } => {
+            Shape::Avro { block, .. } => {
                 out.extend_from_slice(b"Obj\x01");
                 put_long(out, 2);
-                for (key, value) in [("avro.codec", "null"), ("avro.schema", EVENT_SCHEMA)] {
+                for (key, value) in [("avro.codec", block.codec.name()), ("avro.schema", EVENT_SCHEMA)] {
                     put_bytes(out, key.as_bytes());
                     put_bytes(out, value.as_bytes());
                 }
                 put_long(out, 0);
-                out.extend_from_slice(marker);
+                out.extend_from_slice(&block.marker);
             }
             Shape::Sequence(file) => file.start(out),
         }
@@ -106,20 +133,20 @@ impl Encoder {
                     out.push(b'\n');
                 }
             }
-            Shape::Avro { sync_interval_bytes, block, records, marker } => {
+            Shape::Avro { sync_interval_bytes, block } => {
                 let headers = (self.order)(event);
                 if !headers.is_empty() {
-                    put_long(block, headers.len() as i64);
+                    put_long(&mut block.bytes, headers.len() as i64);
                     for (key, value) in headers {
-                        put_bytes(block, key.as_bytes());
-                        put_bytes(block, value.as_bytes());
+                        put_bytes(&mut block.bytes, key.as_bytes());
+                        put_bytes(&mut block.bytes, value.as_bytes());
                     }
                 }
-                put_long(block, 0);
-                put_bytes(block, body);
-                *records += 1;
-                if block.len() >= *sync_interval_bytes {
-                    end_avro_block(block, records, marker, out);
+                put_long(&mut block.bytes, 0);
+                put_bytes(&mut block.bytes, body);
+                block.records += 1;
+                if block.bytes.len() >= *sync_interval_bytes {
+                    block.end(out);
                 }
             }
             Shape::Sequence(file) => {
@@ -135,15 +162,15 @@ impl Encoder {
 
     /// Ends the block under construction, so that every event so far is in `out`.
     pub fn finish_block(&mut self, out: &mut Vec<u8>) {
-        if let Shape::Avro { block, records, marker, .. } = &mut self.shape {
-            end_avro_block(block, records, marker, out);
+        if let Shape::Avro { block, .. } = &mut self.shape {
+            block.end(out);
         }
     }
 
     /// Bytes of events that are not in the caller's buffer yet.
     pub fn held_bytes(&self) -> usize {
         match &self.shape {
-            Shape::Avro { block, .. } => block.len(),
+            Shape::Avro { block, .. } => block.bytes.len(),
             Shape::Text { .. } | Shape::Sequence(_) => 0,
         }
     }
@@ -163,15 +190,35 @@ fn put_map_text(out: &mut Vec<u8>, headers: &[(&str, &str)]) {
     out.push(b'}');
 }
 
-fn end_avro_block(block: &mut Vec<u8>, records: &mut i64, marker: &[u8; 16], out: &mut Vec<u8>) {
-    if *records == 0 {
-        return;
+/// The block of an Avro file that is under construction.
+#[derive(Debug)]
+struct AvroBlock {
+    marker: [u8; 16],
+    codec: AvroCodec,
+    bytes: Vec<u8>,
+    records: i64,
+}
+
+impl AvroBlock {
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.records == 0 {
+            return;
+        }
+        put_long(out, self.records);
+        match self.codec {
+            AvroCodec::Null => put_bytes(out, &self.bytes),
+            AvroCodec::Deflate => put_bytes(out, &deflated(&self.bytes)),
+        }
+        out.extend_from_slice(&self.marker);
+        self.bytes.clear();
+        self.records = 0;
     }
-    put_long(out, *records);
-    put_bytes(out, block);
-    out.extend_from_slice(marker);
-    block.clear();
-    *records = 0;
+}
+
+fn deflated(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::default());
+    encoder.write_all(bytes).expect("a Vec takes everything");
+    encoder.finish().expect("a Vec takes everything")
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -231,10 +278,33 @@ mod tests {
     }
 
     #[test]
+    fn a_deflated_avro_block_holds_what_a_plain_one_holds() {
+        let body = [b'x'; 10_000];
+        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], &body)];
+        let encoded = |codec| encode(Format::AvroEvent { sync_interval_bytes: 1, codec }, events).unwrap();
+        // After the header's marker: one record, its length, the block, the marker.
+        let block = |file: &[u8], length_bytes: usize| {
+            let header = file.windows(16).position(|window| window == [5; 16]).unwrap() + 16;
+            assert_eq!((file[header], &file[file.len() - 16..]), (2, [5; 16].as_slice()));
+            file[header + 1 + length_bytes..file.len() - 16].to_vec()
+        };
+        let (plain, deflated) = (encoded(AvroCodec::Null), encoded(AvroCodec::Deflate));
+        assert!(deflated.windows(7).any(|window| window == b"deflate") && deflated.len() < 1000);
+        let mut inflated = Vec::new();
+        std::io::Read::read_to_end(
+            &mut flate2::read::DeflateDecoder::new(block(&deflated, 1).as_slice()),
+            &mut inflated,
+        )
+        .unwrap();
+        assert_eq!(inflated, block(&plain, 3));
+    }
+
+    #[test]
     fn avro_blocks_end_at_the_interval_and_when_asked() {
         let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], b"one"), (&[], b"two")];
-        let one_block = encode(Format::AvroEvent { sync_interval_bytes: 2_048_000 }, events).unwrap();
-        let two_blocks = encode(Format::AvroEvent { sync_interval_bytes: 1 }, events).unwrap();
+        let one_block =
+            encode(Format::AvroEvent { sync_interval_bytes: 2_048_000, codec: AvroCodec::Null }, events).unwrap();
+        let two_blocks = encode(Format::AvroEvent { sync_interval_bytes: 1, codec: AvroCodec::Null }, events).unwrap();
         let markers = |bytes: &[u8]| bytes.windows(16).filter(|window| *window == [5; 16]).count();
         assert_eq!((markers(&one_block), markers(&two_blocks)), (2, 3));
         // Two events, 15 bytes: one header pair, map end, body; map end, body.

@@ -6,6 +6,7 @@
 
 mod cache;
 mod core;
+mod found;
 mod job;
 mod open;
 mod queue;

@@ -3,14 +3,12 @@
 //! Reads everything before it writes anything. Promises that a channel starts only when every acknowledged event is
 //! accounted for: queued, settled, or named in an error. The order is: locks, identities, logs, judgement, verdict.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use wal::device::Device;
-use wal::format::frame::{FrameHeader, Mark as Place};
 use wal::format::identity::{Identity, Member};
 use wal::format::{Classified, Damage};
 use wal::io::buffer::Buffer;
@@ -18,16 +16,16 @@ use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
 use wal::log::{Log, LogOptions, slot_of};
 use wal::recover::cases::Case;
-use wal::recover::{Finding, Kept, LogScan, RecoverError, read_log};
+use wal::recover::{Finding, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
 
 use super::core::Start;
+use super::found::{Found, witnessed};
 use super::queue::Queue;
-use super::ranges::RangeSet;
-use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, TRANSACTION, VersionedNote};
+use super::sections::TRANSACTION;
 use crate::settlement::SeqRange;
 
-const IDENTITY: &str = "identity";
+pub(crate) const IDENTITY: &str = "identity";
 
 /// A directory to open, and what it fails together with.
 #[derive(Debug, Clone)]
@@ -138,25 +136,6 @@ pub struct Recovery {
     pub findings: Vec<(String, Finding)>,
 }
 
-/// Everything read, before anything is decided.
-#[derive(Default)]
-struct Found {
-    coverage: RangeSet,
-    floor: u64,
-    durable_seq: u64,
-    settled: RangeSet,
-    notes: BTreeMap<(String, String), (u64, Option<Bytes>)>,
-    /// Notes older than this that no snapshot mentions are gone.
-    notes_from: u64,
-    /// Versions of the notes in the newest snapshot.
-    snapshot_notes: BTreeSet<u64>,
-    version: u64,
-    unknown: Option<u16>,
-    malformed: Option<String>,
-    /// Where the newest frames end, to count those that nothing proves.
-    ends: Vec<Place>,
-}
-
 /// Opens the channel in these directories.
 pub(crate) fn open(
     dirs: &[OpenDir],
@@ -169,10 +148,17 @@ pub(crate) fn open(
     for (OpenDir { dir, .. }, identity) in dirs.iter().zip(&identities) {
         let mut own = Found::default();
         let keep = |kind: u16| kind != TRANSACTION;
-        let scan =
-            read_log(&**dir, identity.log, identity.channel, &settings.keys, true, &keep, &mut |header, kept| {
+        let scan = read_log(
+            &**dir,
+            identity.log,
+            identity.channel,
+            &settings.keys,
+            Purpose::Recover,
+            &keep,
+            &mut |header, kept| {
                 own.take(header, kept);
-            })?;
+            },
+        )?;
         if let Some(kind) = own.unknown {
             return Err(OpenError::UnknownSection { dir: dir.name(), kind });
         }
@@ -197,29 +183,16 @@ pub(crate) fn open(
             }
         }
     }
-    let accounted = found.accounted();
-    let missing = |start: u64, end: u64| -> Vec<SeqRange> {
-        let mut gap = RangeSet::default();
-        if start < end {
-            gap.insert(SeqRange::new(start, end));
-        }
-        gap.remove_all(&accounted);
-        gap.iter().collect()
-    };
     let next_seq = found.next_seq();
-    let lost = missing(found.floor, found.durable_seq);
+    let lost = found.missing(found.floor, found.durable_seq);
     // Numbers that were given out and never became durable: nobody was told, and nobody will be.
-    let voids = missing(found.durable_seq.max(found.floor), next_seq);
+    let voids = found.missing(found.durable_seq.max(found.floor), next_seq);
     recovery.lost_events = lost.iter().map(|range| range.count()).sum();
     let damaged: Vec<_> = recovery.findings.iter().filter(|(_, finding)| finding.case.is_loss()).cloned().collect();
     if settings.on_damage == OnDamage::Refuse && (!lost.is_empty() || !damaged.is_empty()) {
         return Err(OpenError::Damaged(Box::new(DamageReport { findings: damaged, lost })));
     }
-    let mut queued = found.coverage.clone();
-    queued.remove_all(&found.settled);
-    if found.floor > 0 {
-        queued.remove(SeqRange::new(0, found.floor));
-    }
+    let queued = found.queued();
     recovery.queued_events = queued.count();
     let mut settled = found.settled.clone();
     settled.insert_all(&lost.iter().copied().collect());
@@ -257,112 +230,6 @@ fn write_verdict(log: &mut Log, dir: &dyn Dir, random: &dyn Random, now_ms: u64)
         }
     }
     Ok(())
-}
-
-/// The highest mark of each log that any log, itself included, has.
-fn witnessed(scans: &[LogScan]) -> BTreeMap<[u8; 16], Place> {
-    let mut marks: BTreeMap<[u8; 16], Place> = scans.iter().map(|scan| (scan.log, Place::default())).collect();
-    for (log, mark) in scans.iter().flat_map(|scan| &scan.marks) {
-        if let Some(known) = marks.get_mut(log) {
-            *known = (*known).max(*mark);
-        }
-    }
-    marks
-}
-
-impl Found {
-    fn take(&mut self, header: &FrameHeader, kept: &[Kept]) {
-        self.floor = self.floor.max(header.floor);
-        self.durable_seq = self.durable_seq.max(header.durable_seq);
-        if header.seq_count > 0 {
-            self.coverage.insert(SeqRange::new(header.first_seq, header.end_seq()));
-        }
-        if !header.witness {
-            let end = Place { ordinal: header.ordinal, offset: header.end() };
-            // Segments come newest first, and only the newest frames can be unproven.
-            if self.ends.first().is_none_or(|newest| newest.ordinal <= end.ordinal + 1) {
-                self.ends.push(end);
-            }
-        }
-        for section in kept {
-            if let Err(error) = self.take_section(section) {
-                self.malformed = Some(error.to_string());
-            }
-        }
-    }
-
-    fn take_section(&mut self, section: &Kept) -> Result<(), crate::event::MalformedEvents> {
-        match section.kind {
-            SETTLEMENT => {
-                for settled in sections::decode_settlements(&section.payload)? {
-                    settled.runs.into_iter().for_each(|run| self.settled.insert(run));
-                }
-            }
-            NOTES => sections::decode_notes(&section.payload)?.into_iter().for_each(|note| self.take_note(note)),
-            SNAPSHOT => {
-                let snapshot = sections::decode_snapshot(&section.payload)?;
-                self.floor = self.floor.max(snapshot.floor);
-                self.settled.insert_all(&snapshot.settled);
-                self.version = self.version.max(snapshot.version);
-                let versions = snapshot.notes.iter().map(|note| note.version).collect();
-                self.take_snapshot_notes(snapshot.version, versions);
-                snapshot.notes.into_iter().for_each(|note| self.take_note(note));
-            }
-            kind if !sections::is_known(kind) && !section.optional => self.unknown = Some(kind),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn take_snapshot_notes(&mut self, from: u64, versions: BTreeSet<u64>) {
-        if from >= self.notes_from {
-            self.notes_from = from;
-            self.snapshot_notes = versions;
-        }
-    }
-
-    fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
-        self.version = self.version.max(version);
-        let known = self.notes.entry((update.owner, update.key)).or_insert((version, None));
-        if known.0 <= version {
-            *known = (version, update.note);
-        }
-    }
-
-    fn merge(&mut self, other: Found) {
-        self.coverage.insert_all(&other.coverage);
-        self.settled.insert_all(&other.settled);
-        self.floor = self.floor.max(other.floor);
-        self.durable_seq = self.durable_seq.max(other.durable_seq);
-        self.version = self.version.max(other.version);
-        self.take_snapshot_notes(other.notes_from, other.snapshot_notes);
-        for (key, (version, note)) in other.notes {
-            let known = self.notes.entry(key).or_insert((version, None));
-            if known.0 <= version {
-                *known = (version, note);
-            }
-        }
-    }
-
-    fn accounted(&self) -> RangeSet {
-        let mut accounted = self.coverage.clone();
-        accounted.insert_all(&self.settled);
-        accounted
-    }
-
-    fn next_seq(&self) -> u64 {
-        let ends = [self.coverage.last_end(), self.settled.last_end(), Some(self.floor), Some(self.durable_seq)];
-        ends.into_iter().flatten().max().unwrap_or_default()
-    }
-
-    /// The latest of each note. One that the newest snapshot left out was removed before it.
-    fn live_notes(&self) -> BTreeMap<(String, String), (u64, Bytes)> {
-        let live = |(key, (version, note)): (&(String, String), &(u64, Option<Bytes>))| {
-            let known = *version > self.notes_from || self.snapshot_notes.contains(version);
-            note.clone().filter(|_| known).map(|note| (key.clone(), (*version, note)))
-        };
-        self.notes.iter().filter_map(live).collect()
-    }
 }
 
 /// Locks are the caller's; here each directory says whose it is, and new ones are told.

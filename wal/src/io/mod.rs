@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod durable;
+pub mod host;
 pub mod real;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

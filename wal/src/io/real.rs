@@ -34,7 +34,7 @@ pub struct RealDir {
     backend: Backend,
 }
 
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 const PROBE: &str = "probe.new";
 
 impl RealDir {

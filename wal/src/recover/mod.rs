@@ -22,7 +22,7 @@ use crate::log::{Recovered, slot_of};
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
-use scan::{IncarnationScan, KeyState, SlotScan, scan_slot};
+use scan::{Depth, IncarnationScan, KeyState, SlotScan, scan_slot};
 
 /// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,50 @@ pub struct LogScan {
     pub marks: BTreeMap<[u8; 16], Mark>,
     pub frames: u64,
     pub bytes_read: u64,
+    /// What each key encrypts, by its id; `None` is for plain frames.
+    pub key_uses: BTreeMap<Option<String>, KeyUse>,
+    /// Files that carry a segment's name and belong to another channel or directory. Recovery refuses them.
+    pub strays: Vec<String>,
+}
+
+/// The frames of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyUse {
+    pub access: KeyAccess,
+    pub frames: u64,
+    pub events: u64,
+}
+
+/// Whether frames can be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyAccess {
+    /// They are not encrypted.
+    Plain,
+    Here,
+    /// The key is not given.
+    Missing,
+    /// A key is given under this name, and it is not the one.
+    Wrong,
+}
+
+impl KeyAccess {
+    pub fn is_locked(self) -> bool {
+        matches!(self, KeyAccess::Missing | KeyAccess::Wrong)
+    }
+}
+
+/// What a log is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve it: from the disk, not from the page cache, and only if every frame can be opened.
+    Recover,
+    /// To look at it, perhaps while another process writes it. Nothing is written, synced or decided; what is locked
+    /// or belongs elsewhere is counted and passed by.
+    Inspect {
+        depth: Depth,
+        /// Drop cached pages first, so that the answer is the disk's.
+        from_disk: bool,
+    },
 }
 
 /// A slot without frames that count.
@@ -110,14 +154,13 @@ struct Outline {
 /// What is told about each frame that counts, newest segment first.
 pub type Visit<'a> = dyn FnMut(&FrameHeader, &[Kept]) + 'a;
 
-/// Reads one log. `keep` names the kinds of sections that `visit` wants to see; `sync_first` is false only for
-/// inspection, which changes nothing and decides nothing.
+/// Reads one log. `keep` names the kinds of sections that `visit` wants to see.
 pub fn read_log(
     dir: &dyn Dir,
     log: [u8; 16],
     channel: [u8; 16],
     keys: &[ChannelKey],
-    sync_first: bool,
+    purpose: Purpose,
     keep: &dyn Fn(u16) -> bool,
     visit: &mut Visit<'_>,
 ) -> Result<LogScan, RecoverError> {
@@ -136,16 +179,30 @@ pub fn read_log(
         marks: BTreeMap::new(),
         frames: 0,
         bytes_read: 0,
+        key_uses: BTreeMap::new(),
+        strays: Vec::new(),
+    };
+    let recovers = purpose == Purpose::Recover;
+    let (depth, from_disk) = match purpose {
+        Purpose::Recover => (Depth::Bodies, true),
+        Purpose::Inspect { depth, from_disk } => (depth, from_disk),
     };
     let mut slots = Vec::new();
     for file_name in dir.list().map_err(|error| failed("list", error))? {
         let Some(slot) = slot_of(&file_name) else { continue };
         scan.next_slot = scan.next_slot.max(slot + 1);
-        let access = if sync_first { Access::ReadWrite } else { Access::Read };
-        let file = dir.open(&file_name, access).map_err(|error| failed(&format!("open {file_name}"), error))?;
+        let access = if recovers { Access::ReadWrite } else { Access::Read };
+        let file = match dir.open(&file_name, access) {
+            Ok(file) => file,
+            // The writer gave it back since the names were listed.
+            Err(error) if !recovers && error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(&format!("open {file_name}"), error)),
+        };
         let prepare = || {
-            if sync_first {
+            if recovers {
                 file.sync()?;
+            }
+            if from_disk {
                 file.drop_cache()?;
             }
             file.size()
@@ -156,6 +213,10 @@ pub fn read_log(
         let ordinal = match &first {
             Classified::Present(header) => {
                 if header.channel != channel || header.log != log || header.slot != slot {
+                    if !recovers {
+                        scan.strays.push(file_name);
+                        continue;
+                    }
                     return Err(RecoverError::Foreign { dir: name.clone(), file: file_name });
                 }
                 header.ordinal
@@ -176,9 +237,9 @@ pub fn read_log(
                     scan.spares.push(Spare { slot, len, file, plain: header.key.is_none() });
                     continue;
                 }
-                let found = scan_slot(file, slot, len, &header, keys, keep)
+                let found = scan_slot(file, slot, len, &header, keys, depth, keep)
                     .map_err(|error| failed(&format!("read segment {slot}"), error))?;
-                scan.take(found, visit)?;
+                scan.take(found, recovers, visit)?;
             }
             // Zeroed and never used.
             Classified::Absent => scan.spares.push(Spare { slot, len, file, plain: false }),
@@ -212,14 +273,18 @@ pub fn read_log(
 
 impl LogScan {
     /// Takes in one segment; those after it are here already.
-    fn take(&mut self, found: SlotScan, visit: &mut Visit<'_>) -> Result<(), RecoverError> {
+    fn take(&mut self, found: SlotScan, recovers: bool, visit: &mut Visit<'_>) -> Result<(), RecoverError> {
         let file_name = crate::log::slot_name(found.slot);
         for incarnation in &found.incarnations {
             let (dir, file) = (self.dir.clone(), file_name.clone());
             match &incarnation.key {
-                KeyState::Plain | KeyState::Here(_) => {}
-                KeyState::Missing(key) => return Err(RecoverError::KeyMissing { dir, file, key: key.clone() }),
-                KeyState::Wrong(key) => return Err(RecoverError::WrongKey { dir, file, key: key.clone() }),
+                KeyState::Missing(key) if recovers => {
+                    return Err(RecoverError::KeyMissing { dir, file, key: key.clone() });
+                }
+                KeyState::Wrong(key) if recovers => {
+                    return Err(RecoverError::WrongKey { dir, file, key: key.clone() });
+                }
+                _ => self.note_key(incarnation),
             }
             self.fences.extend(&incarnation.header.fences);
         }
@@ -272,6 +337,23 @@ impl LogScan {
         Ok(())
     }
 
+    fn note_key(&mut self, incarnation: &IncarnationScan) {
+        let access = match incarnation.key {
+            KeyState::Plain => KeyAccess::Plain,
+            KeyState::Here(_) => KeyAccess::Here,
+            KeyState::Missing(_) => KeyAccess::Missing,
+            KeyState::Wrong(_) => KeyAccess::Wrong,
+        };
+        if incarnation.frames.is_empty() {
+            return;
+        }
+        let id = incarnation.header.key.as_ref().map(|key| key.id.clone());
+        let known = self.key_uses.entry(id).or_insert(KeyUse { access, frames: 0, events: 0 });
+        known.access = known.access.max(access);
+        known.frames += incarnation.frames.len() as u64;
+        known.events += incarnation.frames.iter().map(|frame| u64::from(frame.header.seq_count)).sum::<u64>();
+    }
+
     fn mark(&mut self, log: [u8; 16], mark: Mark) {
         let known = self.marks.entry(log).or_default();
         *known = (*known).max(mark);
@@ -281,9 +363,14 @@ impl LogScan {
         self.fences.iter().filter(move |fence| fence.ordinal == ordinal && fence.incarnation == incarnation).copied()
     }
 
-    /// Files of the log, drained ones included.
+    /// Files with frames that count, oldest first.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.segments.iter().map(|found| &found.segment)
+    }
+
+    /// Files without frames that count, and their bytes.
+    pub fn spares(&self) -> (usize, u64) {
+        (self.spares.len(), self.spares.iter().map(|spare| spare.len).sum())
     }
 
     /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.

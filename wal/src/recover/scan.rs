@@ -17,6 +17,18 @@ use crate::seal::{ChannelKey, FrameKey};
 /// Bytes read at once: enough for full speed, little enough to have one per log.
 const CHUNK: usize = 1 << 20;
 
+/// Bytes read at once where only headers are wanted: more would read the bodies after all.
+const CHUNK_OF_HEADERS: usize = 4 * PAGE;
+
+/// How closely each frame is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Only its header.
+    Headers,
+    /// The checksum of its body too, and its sections where they are plain or the key is there.
+    Bodies,
+}
+
 /// All of a segment file.
 #[derive(Debug)]
 pub struct SlotScan {
@@ -71,8 +83,8 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(file: &'a dyn File, len: u64) -> io::Result<Window<'a>> {
-        let mut buffer = Buffer::zeroed(CHUNK.min(len as usize))?;
+    fn new(file: &'a dyn File, len: u64, chunk: usize) -> io::Result<Window<'a>> {
+        let mut buffer = Buffer::zeroed(chunk.min(len as usize))?;
         buffer.set_len(0);
         Ok(Window { file, len, buffer, start: 0 })
     }
@@ -117,7 +129,7 @@ impl<'a> Window<'a> {
 
 /// The header at the start of a file: either copy will do.
 pub fn first_header(file: &dyn File, len: u64) -> io::Result<Classified<IncarnationHeader>> {
-    let mut window = Window::new(file, len)?;
+    let mut window = Window::new(file, len, INCARNATION_HEADER)?;
     let mut answer = Classified::Absent;
     let mut newest: Option<IncarnationHeader> = None;
     for copy in 0..2 {
@@ -147,7 +159,7 @@ pub fn first_header(file: &dyn File, len: u64) -> io::Result<Classified<Incarnat
 
 /// The ordinal of frames in a file whose header is gone, if there are any.
 pub fn orphan_frames(file: &dyn File, len: u64) -> io::Result<Option<u64>> {
-    let mut window = Window::new(file, len)?;
+    let mut window = Window::new(file, len, CHUNK)?;
     let mut found = None;
     for offset in (INCARNATION_HEADER as u64..len).step_by(PAGE) {
         if let Ok(Some(page)) = window.bytes(offset, PAGE)
@@ -176,9 +188,11 @@ pub fn scan_slot(
     len: u64,
     first: &IncarnationHeader,
     keys: &[ChannelKey],
+    depth: Depth,
     keep: &dyn Fn(u16) -> bool,
 ) -> io::Result<SlotScan> {
-    let mut window = Window::new(&*file, len)?;
+    let chunk = if depth == Depth::Headers { CHUNK_OF_HEADERS } else { CHUNK };
+    let mut window = Window::new(&*file, len, chunk)?;
     let open = |header: IncarnationHeader| {
         let start = header.offset + INCARNATION_HEADER as u64;
         let key = key_state(&header, keys);
@@ -189,7 +203,7 @@ pub fn scan_slot(
     let mut offset = current.start;
     let mut missing: Option<Gap> = None;
     while offset + PAGE as u64 <= len {
-        let content = match look(&mut window, offset, &current, keep) {
+        let content = match look(&mut window, offset, &current, depth, keep) {
             Found::Frame(frame) => {
                 if let Some(gap) = missing.take() {
                     current.gaps.push(gap);
@@ -240,7 +254,13 @@ enum Found {
     Nothing(Content),
 }
 
-fn look(window: &mut Window<'_>, offset: u64, current: &IncarnationScan, keep: &dyn Fn(u16) -> bool) -> Found {
+fn look(
+    window: &mut Window<'_>,
+    offset: u64,
+    current: &IncarnationScan,
+    depth: Depth,
+    keep: &dyn Fn(u16) -> bool,
+) -> Found {
     let page = match window.bytes(offset, PAGE) {
         Ok(Some(page)) => page,
         // The file is shorter than it says it is.
@@ -249,6 +269,9 @@ fn look(window: &mut Window<'_>, offset: u64, current: &IncarnationScan, keep: &
     };
     match FrameHeader::decode(page) {
         Ok(header) if belongs(&header, offset, current) => {
+            if depth == Depth::Headers && header.end() <= window.len {
+                return Found::Frame(Box::new(FrameScan { header, kept: Vec::new() }));
+            }
             return whole_frame(window, header, current, keep);
         }
         Ok(_) => return Found::Nothing(Content::Other),

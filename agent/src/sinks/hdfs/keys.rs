@@ -11,7 +11,7 @@ use std::time::Duration;
 use store::clock::{Rounding, Zone};
 use store::location::{Location, System};
 use store::sequence_file::ValueClass;
-use store::serializer::Format;
+use store::serializer::{AvroCodec, Format};
 use store::template::{HostNames, PathTemplates, TimeRules};
 
 use crate::component::{Key, KeyDefault, Refused, Settings};
@@ -186,7 +186,7 @@ pub(super) static KEYS: &[Key] = &[
         KeyDefault::Is("2048000"),
         "Size of a block of an Avro file.",
     ),
-    Key::text("serializer.compressionCodec", KeyDefault::Is("null"), "Codec of an Avro file; only null is built."),
+    Key::text("serializer.compressionCodec", KeyDefault::Is("null"), "Codec of an Avro file: null or deflate."),
     Key::refused("serializer.schemaURL", "Schema of pre-encoded Avro bodies.", AVRO_SERIALIZER),
 ];
 
@@ -342,11 +342,12 @@ fn serializer(settings: &Settings) -> Result<Format, Refused> {
         || class == "org.apache.flume.serialization.FlumeEventAvroEventSerializer$Builder"
     {
         let codec = settings.text("serializer.compressionCodec");
-        if !codec.trim().eq_ignore_ascii_case("null") {
-            let message = format!("the Avro codec {codec} is not built yet; leave it out, or write null");
+        let Some(codec) = AvroCodec::for_name(codec.trim()) else {
+            let message = format!("the Avro codec {codec} is not built; there are null and deflate");
             return Err(settings.refuse("serializer.compressionCodec", message));
-        }
-        return Ok(Format::AvroEvent { sync_interval_bytes: settings.count("serializer.syncIntervalBytes") });
+        };
+        let sync_interval_bytes = settings.count("serializer.syncIntervalBytes");
+        return Ok(Format::AvroEvent { sync_interval_bytes, codec });
     }
     Err(settings.refuse("serializer", format!("{class} is not built; {SERIALIZERS}")))
 }
@@ -468,8 +469,8 @@ mod tests {
         }
         let stream = ("hdfs.fileType", "DataStream");
         assert!(refusal(&[path, stream, ("serializer", "nonsense")]).contains("nonsense is not built"));
-        let deflate = [path, stream, ("serializer", "avro_event"), ("serializer.compressionCodec", "deflate")];
-        assert!(refusal(&deflate).contains("deflate is not built"));
+        let snappy = [path, stream, ("serializer", "avro_event"), ("serializer.compressionCodec", "snappy")];
+        assert!(refusal(&snappy).contains("snappy is not built"));
         let hours = [path, ("hdfs.round", "true"), ("hdfs.roundUnit", "hour"), ("hdfs.roundValue", "25")];
         assert!(refusal(&hours).contains("1 to 24"));
     }

@@ -85,10 +85,11 @@ impl Consumer for NotingConsumer {
     }
 }
 
-/// Local files of which each sync fails while `failing` is set.
+/// Local files of which each sync fails while `failing` is set, and each rename while `stuck` is.
 struct Faulty {
     files: LocalFiles,
     failing: Arc<AtomicBool>,
+    stuck: Arc<AtomicBool>,
 }
 
 struct FaultyFile(Box<dyn RawFile>, Arc<AtomicBool>);
@@ -120,6 +121,10 @@ impl FileSystem for Faulty {
         Box::pin(async move { Ok(Box::new(FaultyFile(created.await?, failing)) as Box<dyn RawFile>) })
     }
     fn rename(&self, from: &str, to: &str) -> StoreFuture<()> {
+        if self.stuck.load(Ordering::SeqCst) {
+            let (path, cause) = (from.to_owned(), "safe mode".to_owned());
+            return Box::pin(async move { Err(StoreError::Failed { call: "rename", path, cause }) });
+        }
         self.files.rename(from, to)
     }
     fn length(&self, path: &str) -> StoreFuture<Option<u64>> {
@@ -158,6 +163,7 @@ struct World {
     consumer: Box<dyn Consumer>,
     channel: Arc<dyn Channel>,
     failing: Arc<AtomicBool>,
+    stuck: Arc<AtomicBool>,
     _stopper: Stopper,
 }
 
@@ -179,7 +185,7 @@ impl World {
         let (context, stopper) = SinkContext::over(Arc::clone(&channel));
         let consumer = channel.consumer("k1");
         let root = tempfile::tempdir().unwrap();
-        World { root, context, consumer, channel, failing: Arc::default(), _stopper: stopper }
+        World { root, context, consumer, channel, failing: Arc::default(), stuck: Arc::default(), _stopper: stopper }
     }
 
     fn sink(&self, path: &str, lines: &[(&str, &str)]) -> Writing {
@@ -188,7 +194,8 @@ impl World {
         all.extend_from_slice(lines);
         all.extend(QUIET.iter().filter(|(name, _)| lines.iter().all(|(given, _)| given != name)));
         let plan = Plan::read(&Settings::of("sinks.k1", KEYS, &all)).unwrap();
-        let files = Faulty { files: LocalFiles::new(4), failing: Arc::clone(&self.failing) };
+        let files =
+            Faulty { files: LocalFiles::new(4), failing: Arc::clone(&self.failing), stuck: Arc::clone(&self.stuck) };
         let store = Store::new(Arc::new(files), Handle::current(), Duration::from_secs(30));
         let leftovers = read_notes(&self.context, &store.describe());
         Writing::new(plan, store, &self.context, leftovers)
@@ -375,6 +382,22 @@ async fn a_failed_sync_returns_its_events_and_they_go_to_a_new_file() {
     world.finish(sink).await;
     assert!(errors.iter().any(|error| error.to_string().contains("input/output error")), "{errors:?}");
     assert_eq!(world.contents(), ["000\n001\n", "again\n"]);
+    assert_eq!(world.channel.notes("k1"), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_file_that_could_not_be_renamed_is_published_whole_after_a_crash() {
+    let mut world = World::new(true);
+    let mut sink = world.sink("", &[("hdfs.rollCount", "3"), ("hdfs.syncInterval", "600000")]);
+    world.stuck.store(true, Ordering::SeqCst);
+    world.put_lines(4).await;
+    world.drive(&mut sink, |world| world.delivered() == 3).await;
+    world.crash(sink);
+    world.stuck.store(false, Ordering::SeqCst);
+    let mut sink = world.sink("", &[]);
+    world.drive(&mut sink, |world| world.delivered() == 4 && world.channel.notes("k1").len() == 1).await;
+    world.finish(sink).await;
+    assert_eq!(world.contents(), ["000\n001\n002\n", "003\n"]);
     assert_eq!(world.channel.notes("k1"), []);
 }
 

@@ -4,6 +4,8 @@
 //! never wait for a file: jobs do, one at a time per file. What rounds decide to settle goes out together at their
 //! end. Time is read once per round.
 
+mod outcomes;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,13 +13,13 @@ use channel::{
     Consumer, EventBatch, EventRef, Lease, LeasedSlice, NoteUpdate, Outcome, SeqRange, Settlement, TakeError,
     TakeLimits, Ticket,
 };
-use store::fs::{Store, StoreError};
+use store::fs::Store;
 use store::serializer::Encoder;
 use store::template::Place;
 use tokio::sync::mpsc;
 
 use super::file::{OpenFile, Stage};
-use super::jobs::{self, Closed, Done, FileId, Healing};
+use super::jobs::{self, Done, FileId};
 use super::keys::Plan;
 use super::note::{Leftover, Names};
 use crate::component::{ComponentError, Progress, SinkContext, SinkError};
@@ -37,15 +39,12 @@ const CLOSING_MAX: usize = 256;
 /// Leftovers healed at once.
 const HEALING_MAX: usize = 8;
 
-/// Times that the store may reject a file before its events are dead letters, and names remembered for it.
+/// Failed files that wait to be healed, before the sink takes no more events: a store that is away for hours must not
+/// fill the memory with them, nor the channel with their notes.
+const SICK_MAX: usize = 4096;
+
+/// Times that the store may reject a file before its events are dead letters.
 const REJECTIONS_MAX: u32 = 3;
-const REJECTED_NAMES_MAX: usize = 1024;
-
-/// First pause before a leftover that could not be healed is tried again; doubles up to `hdfs.retryInterval`.
-const FIRST_RETRY: Duration = Duration::from_secs(2);
-
-/// Names that creating one file may bump through.
-const CREATE_TRIES_MAX: i64 = 1000;
 
 /// The file that takes the events of one place now.
 struct Bucket {
@@ -199,7 +198,10 @@ impl Writing {
     }
 
     fn may_take(&self) -> bool {
-        self.backlog.is_empty() && !self.too_much_leased() && self.files.len() < self.plan.files_max + CLOSING_MAX
+        self.backlog.is_empty()
+            && !self.too_much_leased()
+            && self.files.len() < self.plan.files_max + CLOSING_MAX
+            && self.sick.len() < SICK_MAX
     }
 
     fn too_much_leased(&self) -> bool {
@@ -432,243 +434,6 @@ impl Writing {
         }
     }
 
-    fn report(&mut self, context: &SinkContext, done: Done) {
-        match done {
-            Done::Noted { files, result: Ok(()) } => files.into_iter().for_each(|id| self.open(id)),
-            Done::Noted { files, result: Err(error) } => {
-                for id in files {
-                    self.give_up(context, id, &error.to_string(), false);
-                }
-            }
-            Done::Opened { file: id, result } => self.opened(context, id, result),
-            Done::Synced { file: id, writer, result } => match result {
-                Ok(length) => {
-                    let note = self.settle_flown(id, length);
-                    let Some(file) = self.files.get_mut(&id) else { return };
-                    file.writer = Some(writer);
-                    file.stage = Stage::Ready;
-                    if let Some(settlement) = self.settlements.last_mut() {
-                        settlement.notes.extend(note);
-                    }
-                    self.ready(id);
-                }
-                Err(error) => self.give_up(context, id, &error.to_string(), true),
-            },
-            Done::Closed { file: id, result: Ok(closed) } => self.closed(context, id, closed),
-            Done::Closed { file: id, result: Err(error) } => self.give_up(context, id, &error.to_string(), true),
-            Done::Healed { leftover, tries, result } => self.healed(context, leftover, tries, result),
-            Done::Settled { delivered, result } => {
-                self.settling -= 1;
-                match result {
-                    Ok(()) => context.counters.event_drain_success.add(delivered),
-                    Err(error) => self.failure = Some(SinkError::Settle(error)),
-                }
-            }
-            Done::Buried { ranges, reason, result } => {
-                self.burying -= 1;
-                let outcome = match result {
-                    Ok(()) => Outcome::DeadLettered { reason },
-                    Err(cause) => {
-                        self.fail(format!("an event cannot be written ({reason}), nor kept as a dead letter: {cause}"));
-                        Outcome::Returned
-                    }
-                };
-                self.end_lease(ranges, 0, outcome);
-            }
-        }
-    }
-
-    /// The note is durable: create the file.
-    fn open(&mut self, id: FileId) {
-        let Some(file) = self.files.get_mut(&id) else { return };
-        file.stage = Stage::Opening;
-        jobs::open(self.store.clone(), id, file.leftover.in_use.clone(), self.reports.clone());
-    }
-
-    fn opened(&mut self, context: &SinkContext, id: FileId, result: Result<store::fs::Writer, StoreError>) {
-        let Some(file) = self.files.get_mut(&id) else { return };
-        match result {
-            Ok(writer) => {
-                file.writer = Some(writer);
-                file.stage = Stage::Ready;
-                self.rejected.remove(&file.leftover.names.place);
-                context.counters.connection_created.add(1);
-                self.ready(id);
-            }
-            Err(StoreError::AlreadyExists { path }) => self.take_next_name(context, id, &path),
-            Err(error) => {
-                if matches!(error, StoreError::Rejected { .. }) {
-                    if self.rejected.len() >= REJECTED_NAMES_MAX {
-                        self.rejected.clear();
-                    }
-                    *self.rejected.entry(file.leftover.names.place.clone()).or_default() += 1;
-                }
-                // Without an answer the file may be there.
-                let maybe_created = matches!(error, StoreError::TimedOut { .. } | StoreError::Failed { .. });
-                self.give_up(context, id, &error.to_string(), maybe_created);
-            }
-        }
-    }
-
-    /// Somebody has this name: the counter goes up, as it would for the next file.
-    fn take_next_name(&mut self, context: &SinkContext, id: FileId, taken: &str) {
-        let Some(file) = self.files.get(&id) else { return };
-        let old = file.leftover.clone();
-        let place = old.names.place.clone();
-        let bucket = self.buckets.get_mut(&place).filter(|bucket| bucket.file == id);
-        let first = bucket.as_ref().map_or(old.counter, |bucket| bucket.first_counter);
-        let counter = old.counter + 1;
-        if let Some(bucket) = bucket {
-            bucket.counter = counter;
-        }
-        self.highest_counter = self.highest_counter.max(counter);
-        match self.name_in_use(&place, counter) {
-            Ok(in_use) if counter - first < CREATE_TRIES_MAX => {
-                tracing::warn!("{}: {taken} exists already; taking the next number", self.owner);
-                if self.durable {
-                    self.notes.push(old.removal(&self.owner, &self.system));
-                }
-                if let Some(file) = self.files.get_mut(&id) {
-                    file.leftover = Leftover { in_use, counter, ..old };
-                    file.stage = Stage::Noting;
-                }
-                self.noting.push(id);
-            }
-            _ => self.give_up(context, id, &format!("{taken} and a thousand names after it exist already"), false),
-        }
-    }
-
-    /// Settles what the last job of a file made durable; gives the note that belongs to it.
-    fn settle_flown(&mut self, id: FileId, length: u64) -> Option<NoteUpdate> {
-        let file = self.files.get_mut(&id)?;
-        file.leftover.settled = length;
-        let flown = std::mem::take(&mut file.flying);
-        let note = self.durable.then(|| file.leftover.update(&self.owner, &self.system));
-        self.end_lease(flown.ranges, flown.bytes, Outcome::Delivered);
-        note
-    }
-
-    fn end_lease(&mut self, ranges: Vec<SeqRange>, bytes: u64, outcome: Outcome) {
-        self.leased_bytes = self.leased_bytes.saturating_sub(bytes);
-        if !ranges.is_empty() {
-            let events: u64 = ranges.iter().map(|range| range.count()).sum();
-            self.leased_events = self.leased_events.saturating_sub(events);
-            self.settlements.push(Settlement::new(ranges, outcome));
-        }
-    }
-
-    fn closed(&mut self, context: &SinkContext, id: FileId, Closed { length, published }: Closed) {
-        let note = self.settle_flown(id, length);
-        let Some(file) = self.files.remove(&id) else { return };
-        context.counters.connection_closed.add(1);
-        match published {
-            Ok(path) => {
-                tracing::debug!("{}: {path} has {length} bytes", self.owner);
-                self.forget(&file.leftover);
-            }
-            Err(error) => {
-                // The bytes are safe under the name in use; only the rename is to be repeated.
-                self.notes.extend(note);
-                context.counters.connection_failed.add(1);
-                tracing::warn!(
-                    "{}: {} is complete but could not be published: {error}",
-                    self.owner,
-                    file.leftover.in_use
-                );
-                self.heal_later(file.leftover, 0);
-            }
-        }
-    }
-
-    /// Ends a file that failed: its unsettled events return, and what is on the store is healed.
-    fn give_up(&mut self, context: &SinkContext, id: FileId, cause: &str, maybe_created: bool) {
-        let Some(file) = self.files.remove(&id) else { return };
-        let place = &file.leftover.names.place;
-        if self.buckets.get(place).is_some_and(|bucket| bucket.file == id) {
-            self.buckets.remove(place);
-        }
-        context.counters.connection_failed.add(1);
-        context.counters.event_write_fail.add(1);
-        self.end_lease(file.flying.ranges, file.flying.bytes, Outcome::Returned);
-        self.end_lease(file.waiting.ranges, file.waiting.bytes, Outcome::Returned);
-        if maybe_created || file.leftover.settled > 0 {
-            self.heal_later(file.leftover, 0);
-        } else {
-            self.forget(&file.leftover);
-        }
-        self.fail(cause.to_owned());
-    }
-
-    fn fail(&mut self, cause: String) {
-        self.failure.get_or_insert(SinkError::Delivery(cause));
-    }
-
-    fn forget(&mut self, leftover: &Leftover) {
-        if self.durable {
-            self.notes.push(leftover.removal(&self.owner, &self.system));
-        }
-    }
-
-    fn heal_later(&mut self, leftover: Leftover, tries: u64) {
-        let pause = FIRST_RETRY.saturating_mul(1 << tries.min(16)).min(self.plan.retry);
-        let due = if tries == 0 { Instant::now() } else { Instant::now() + pause };
-        self.due_at(due);
-        self.sick.push(Sick { leftover, tries, due });
-    }
-
-    fn healed(&mut self, context: &SinkContext, leftover: Leftover, tries: u64, result: Result<Healing, StoreError>) {
-        self.healing -= 1;
-        self.due_at(Instant::now());
-        let (owner, in_use) = (self.owner.as_str(), leftover.in_use.as_str());
-        match result {
-            Ok(healing) => {
-                match healing {
-                    Healing::Published(path) => {
-                        tracing::info!("{owner}: {in_use} is published as {path}, with {} bytes", leftover.settled);
-                    }
-                    Healing::Discarded => tracing::info!("{owner}: {in_use} is removed; its events come again"),
-                    Healing::AlreadyGone => tracing::debug!("{owner}: {in_use} is gone already"),
-                }
-                self.forget(&leftover);
-            }
-            Err(error) if self.plan.tries_max.is_some_and(|limit| tries + 1 >= limit) => {
-                context.counters.connection_failed.add(1);
-                tracing::error!(
-                    "{owner}: {in_use}, {} bytes settled, is left as it is after {} tries (hdfs.closeTries): {error}",
-                    leftover.settled,
-                    tries + 1
-                );
-            }
-            Err(error) => {
-                tracing::warn!("{owner}: {in_use} cannot be healed yet: {error}");
-                self.heal_later(leftover, tries + 1);
-            }
-        }
-    }
-
-    /// An event that no try can write.
-    fn unwritable(&mut self, context: &SinkContext, seq: u64, event: EventRef<'_>, reason: &str) {
-        context.counters.event_write_fail.add(1);
-        let range = SeqRange::new(seq, seq + 1);
-        if context.dead_letters.is_none() {
-            self.fail(format!("an event of channel {} cannot be written and stays: {reason}", context.channel.name));
-            return self.end_lease(vec![range], 0, Outcome::Returned);
-        }
-        let known = self.letters.iter_mut().find(|(known, _, _)| known == reason);
-        let (batch, ranges) = match known {
-            Some((_, batch, ranges)) => (batch, ranges),
-            None => {
-                self.letters.push((reason.to_owned(), EventBatch::new(), Vec::new()));
-                match self.letters.last_mut() {
-                    Some((_, batch, ranges)) => (batch, ranges),
-                    None => return,
-                }
-            }
-        };
-        batch.push(event.headers(), event.body());
-        ranges.push(range);
-    }
-
     /// Hands the round's decisions to the channel.
     fn send_out(&mut self, context: &SinkContext, consumer: &mut dyn Consumer) {
         for (reason, batch, ranges) in std::mem::take(&mut self.letters) {
@@ -699,6 +464,9 @@ impl Writing {
             jobs::spawn(self.reports.clone(), async move { Done::Noted { files, result: ticket.await } });
         }
         context.counters.leased_events.set(i64::try_from(self.leased_events).unwrap_or(i64::MAX));
+        if self.leased_events == 0 {
+            context.counters.oldest_lease_ms.set(0);
+        }
     }
 
     /// Closes and settles everything; what does not end within `limit` is left to the notes.

@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 use super::allowance::SharedAllowance;
 use super::complaints::Complaints;
 use crate::component::{AcceptError, ComponentError, SourceContext};
-use channel::PutError;
 
 /// A connection needs a file descriptor and, while it sends, its free allowance: 4,096 of them hold at most 128 MiB.
 pub(crate) const CONNECTIONS_MAX: usize = 4096;
@@ -203,9 +202,5 @@ pub(crate) async fn close_gently(stream: &mut TcpStream) {
 
 /// What Flume's exception would say, in one line: senders get to see it.
 pub(crate) fn refusal_text(error: &AcceptError) -> String {
-    let text = match &error.cause {
-        PutError::Full { detail, .. } => detail.clone(),
-        other => other.to_string(),
-    };
-    text.replace(|letter: char| letter.is_control(), " ")
+    error.flume_message().replace(|letter: char| letter.is_control(), " ")
 }

@@ -56,6 +56,12 @@ fn build(settings: &Settings) -> Result<Box<dyn Source>, Refused> {
         let names: Vec<&str> = Charset::names().collect();
         return Err(settings.refuse("encoding", format!("`{encoding}` is none of: {}", names.join(", "))));
     };
+    let promise = if settings.flag("ack-every-event") {
+        "netcat promises no more than its OK: a line whose OK was not read may be lost or come twice"
+    } else {
+        "without ack-every-event no sender learns whether its lines were kept"
+    };
+    settings.notice("type", promise);
     Ok(Box::new(NetcatSource {
         bind: settings.text("bind"),
         port: u16::try_from(settings.integer("port")).unwrap_or(0),

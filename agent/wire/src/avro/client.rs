@@ -90,7 +90,10 @@ impl ClientSession {
             let handshake = HandshakeResponse::read(&mut reader)?;
             if handshake.matched != Match::Both {
                 let text = handshake.server_text.unwrap_or_default();
-                protocol::check_same_in_effect(&text).map_err(ResponseError::OtherProtocol)?;
+                let common = protocol::common_messages(&text).map_err(ResponseError::OtherProtocol)?;
+                if !common.contains(&"appendBatch") {
+                    return Err(ResponseError::OtherProtocol("it has no message appendBatch".to_owned()));
+                }
                 self.server_hash = handshake.server_hash.unwrap_or(self.server_hash);
             }
             if handshake.matched == Match::None {

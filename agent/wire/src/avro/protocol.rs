@@ -75,27 +75,27 @@ impl Default for KnownProtocols {
     }
 }
 
-/// Whether messages of the protocol in `text` have the bytes that ours have; otherwise why not.
-pub(super) fn check_same_in_effect(text: &str) -> Result<(), String> {
-    let protocol: Value = serde_json::from_str(text).map_err(|error| format!("the protocol is not JSON: {error}"))?;
+/// The messages of the protocol in `text` that are ours; what else it has is of no interest. An error where a message
+/// has our name and other bytes: it would be read wrongly.
+pub(super) fn common_messages(text: &str) -> Result<Vec<&'static str>, String> {
+    let protocol: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+    if !protocol.is_object() {
+        return Err("it is no JSON object".to_owned());
+    }
     let types = protocol["types"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let messages = protocol["messages"].as_object().ok_or("the protocol has no messages")?;
     let event = |schema: &Value| is_event(types, schema);
     let batch = |schema: &Value| schema["type"] == "array" && is_event(types, &schema["items"]);
-    let mut known = 0;
+    let mut common = Vec::new();
     for (name, is_argument) in [("append", &event as &dyn Fn(&Value) -> bool), ("appendBatch", &batch)] {
-        let Some(message) = messages.get(name) else { continue };
+        let Some(message) = protocol["messages"].get(name) else { continue };
         let arguments = message["request"].as_array().map(Vec::as_slice).unwrap_or_default();
         let same = matches!(arguments, [argument] if is_argument(&argument["type"]));
         if !same || !is_status(types, &message["response"]) {
             return Err(format!("its message {name} is not the one of Flume's AvroSourceProtocol"));
         }
-        known += 1;
+        common.push(name);
     }
-    if known == 0 {
-        return Err("it has neither append nor appendBatch: not Flume's AvroSourceProtocol".to_owned());
-    }
-    Ok(())
+    Ok(common)
 }
 
 /// The definition of a named type, or the schema itself when it is written out in place.
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn own_text_is_the_same_in_effect() {
-        assert_eq!(check_same_in_effect(PROTOCOL_TEXT), Ok(()));
+        assert_eq!(common_messages(PROTOCOL_TEXT), Ok(vec!["append", "appendBatch"]));
     }
 
     #[test]
@@ -142,18 +142,20 @@ mod tests {
             .replace(r#""response":"Status""#, r#""response":"org.apache.flume.source.avro.Status""#)
             .replace(r#""types""#, r#""doc":"a comment","types""#);
         assert_ne!(other, PROTOCOL_TEXT);
-        assert_eq!(check_same_in_effect(&other), Ok(()));
+        assert_eq!(common_messages(&other), Ok(vec!["append", "appendBatch"]));
+        let unrelated = r#"{"protocol":"Mail","messages":{"send":{"request":[],"response":"null"}}}"#;
+        assert_eq!(common_messages(unrelated), Ok(vec![]));
     }
 
     #[test]
     fn what_would_be_read_wrongly_is_refused() {
         let swapped = PROTOCOL_TEXT.replace(r#""OK","FAILED""#, r#""FAILED","OK""#);
         let another_type = PROTOCOL_TEXT.replace(r#""name":"body","type":"bytes""#, r#""name":"body","type":"int""#);
-        for text in [&swapped, &another_type, "not json!", "[]", r#"{"messages":{}}"#, "null"] {
-            assert!(check_same_in_effect(text).is_err(), "{text}");
+        for text in [&swapped, &another_type, "not json!", "[]", "null"] {
+            assert!(common_messages(text).is_err(), "{text}");
         }
         let deep = "[".repeat(100_000);
-        assert!(check_same_in_effect(&deep).is_err());
+        assert!(common_messages(&deep).is_err());
     }
 
     #[test]

@@ -96,7 +96,8 @@ impl ServerSession {
         let request = HandshakeRequest::read(reader).map_err(|error| format!("handshake: {error}"))?;
         let mut is_known = known.contains(&request.client_hash);
         if !is_known && let Some(text) = &request.client_text {
-            protocol::check_same_in_effect(text).map_err(|why| format!("the client's protocol is refused: {why}"))?;
+            // Which of our messages it has does not matter: what it calls is answered, or refused by name.
+            protocol::common_messages(text).map_err(|why| format!("the client's protocol is refused: {why}"))?;
             known.insert(request.client_hash);
             is_known = true;
         }

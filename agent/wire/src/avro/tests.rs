@@ -139,10 +139,20 @@ fn an_unusable_protocol_of_a_client_is_refused_and_not_remembered() {
     let known = KnownProtocols::new();
     let mut session = ServerSession::new();
     let text = refusal(session.request(&stranger(Some("not json!"), PROTOCOL_HASH, APPEND_X), &known));
-    assert!(text.starts_with("the client's protocol is refused: the protocol is not JSON"), "{text}");
+    assert!(text.starts_with("the client's protocol is refused: it is not JSON"), "{text}");
     assert!(!session.is_established());
     let next = session.request(&stranger(None, PROTOCOL_HASH, APPEND_X), &known);
     assert_eq!(handshake_of(next).0, handshake::Match::None);
+}
+
+#[test]
+fn a_client_of_another_protocol_gets_its_handshake_and_an_error_for_each_call() {
+    let known = KnownProtocols::new();
+    let mut session = ServerSession::new();
+    let mail = r#"{"protocol":"Mail","messages":{"send":{"request":[],"response":"null"}}}"#;
+    let call = session.request(&stranger(Some(mail), PROTOCOL_HASH, b"\x00\x08send"), &known);
+    assert!(refusal(call).starts_with("No such message: send"));
+    assert!(session.is_established());
 }
 
 #[test]

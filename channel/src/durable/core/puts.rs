@@ -40,7 +40,7 @@ impl Core {
         let crowded = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + put.section_len() > WAITING_BYTES_MAX;
         if crowded && !self.waiting.is_empty() {
             self.counts.put_errors += 1;
-            let detail = format!("{} puts wait for room already", self.waiting.len());
+            let detail = no_room(&self.options.name);
             answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel(), detail })));
             return;
         }
@@ -72,13 +72,7 @@ impl Core {
     pub(super) fn expire_puts(&mut self, now: Duration, answers: &mut Vec<Answer>) {
         let channel = self.options.name.clone();
         while let Some(put) = self.waiting.pop_front_if(|put| put.deadline <= now) {
-            let detail = format!(
-                "{} of {} events, and {} bytes on disk; nothing was taken for {} s",
-                self.size(),
-                self.options.capacity,
-                self.disk_bytes(),
-                self.options.keep_alive.as_secs()
-            );
+            let detail = no_room(&channel);
             self.waiting_bytes -= put.section_len();
             self.counts.put_errors += 1;
             if let Some(sender) = put.sender {
@@ -119,4 +113,13 @@ impl Core {
         }
         found
     }
+}
+
+/// Flume's words for a file channel at one of its limits. Senders see them; the numbers are in the metrics.
+fn no_room(channel: &str) -> String {
+    format!(
+        "The channel has reached it's capacity. This might be the result of a sink on the channel having too low of \
+         batch size, a downstream system running slower than normal, or that the channel capacity is just too low. \
+         [channel={channel}]"
+    )
 }
