@@ -11,7 +11,7 @@ use std::time::Duration;
 use system_tests::hdfs::Hdfs;
 use system_tests::kdc::MiniKdc;
 use system_tests::penstock::Agent;
-use system_tests::{ports, until};
+use system_tests::{http, ports, until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -188,6 +188,25 @@ fn a_keytab_opens_a_secure_hdfs() {
     assert!(closed.contains("completeFile: /logs/FlumeData."), "no file was closed\n{}", agent.log());
     let stored = blocks(&hdfs.configuration().parent().expect("the cluster's folder").join("dn1"));
     assert!(stored.contains("line 0 \n") && stored.contains("line 299 "), "the lines are not on the DataNode");
+}
+
+#[test]
+fn an_event_without_a_path_becomes_a_dead_letter_and_the_others_pass() {
+    let port = ports::free();
+    let text =
+        configuration(port, FILE, "a1.sinks.k1.hdfs.path = file://$DIR/out/%Y\na1.sinks.k1.hdfs.rollCount = 0\n")
+            .replace("type = netcat", "type = http");
+    let mut agent = Agent::start_new(&text, &[port]);
+    let events = r#"[{"headers":{},"body":"lost in time"},{"headers":{"timestamp":"1334315471123"},"body":"good"}]"#;
+    assert_eq!(http::request(port, "POST", "/", events.as_bytes()).expect("an answer").status, 200);
+    await_empty(&agent);
+    assert_eq!(agent.counter("CHANNEL.c1", "DeadLetteredEventCount"), Some(1), "{}", agent.log());
+    assert_eq!(agent.stop(), 0, "{}", agent.log());
+    let year = agent.directory().join("out/2012");
+    let files: Vec<_> = fs::read_dir(&year).expect("list the files").map(|file| file.expect("a file").path()).collect();
+    assert_eq!(files.len(), 1);
+    assert_eq!(fs::read_to_string(&files[0]).expect("read a file"), "good\n");
+    assert!(agent.log().contains("timestamp"), "the reason is nowhere\n{}", agent.log());
 }
 
 /// All block files of a DataNode as text.

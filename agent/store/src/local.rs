@@ -2,15 +2,16 @@
 //!
 //! Promises that after `sync` the bytes, the file's name and every directory made for it survive a power cut; that a
 //! create or a rename never replaces a file; that no more than [`LOCAL_CALLS_MAX`](crate::limits::LOCAL_CALLS_MAX)
-//! threads are busy at once, however slow the disk. There are no leases here, so recovering one is done at once.
-//! Raw file calls of this crate live in this module only.
+//! threads are busy at once, however slow the disk. There are no leases here: one counts as recovered when no thread has
+//! the file any more. Raw file calls of this crate live in this module only.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -23,12 +24,43 @@ use crate::limits::LOCAL_CALLS_MAX;
 #[derive(Clone)]
 pub struct LocalFiles {
     permits: Arc<Semaphore>,
+    busy: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// A call on a file that is under way, also after its caller has given up: the thread that a hung disk holds still
+/// has the file, and may yet write to it.
+struct Busy {
+    files: LocalFiles,
+    path: String,
+}
+
+impl Busy {
+    fn new(files: &LocalFiles, path: &str) -> Busy {
+        *files.lock_busy().entry(path.to_owned()).or_default() += 1;
+        Busy { files: files.clone(), path: path.to_owned() }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut busy = self.files.lock_busy();
+        if let Some(calls) = busy.get_mut(&self.path) {
+            *calls -= 1;
+            if *calls == 0 {
+                busy.remove(&self.path);
+            }
+        }
+    }
 }
 
 impl LocalFiles {
     /// At most `calls` calls at once, and never more than the crate's ceiling.
     pub fn new(calls: usize) -> LocalFiles {
-        LocalFiles { permits: Arc::new(Semaphore::new(calls.clamp(1, LOCAL_CALLS_MAX))) }
+        LocalFiles { permits: Arc::new(Semaphore::new(calls.clamp(1, LOCAL_CALLS_MAX))), busy: Arc::default() }
+    }
+
+    fn lock_busy(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` on a blocking thread. The permit stays with the thread: a call that was given up still counts
@@ -63,7 +95,12 @@ impl FileSystem for LocalFiles {
     }
 
     fn create(&self, path: &str) -> StoreFuture<Box<dyn RawFile>> {
-        let created = self.run("create", path, create_file);
+        let busy = Busy::new(self, path);
+        let created = self.run("create", path, move |path| {
+            let created = create_file(path);
+            drop(busy);
+            created
+        });
         let (files, path) = (self.clone(), path.to_owned());
         Box::pin(async move {
             let (file, unsynced) = created.await?;
@@ -92,8 +129,9 @@ impl FileSystem for LocalFiles {
         })
     }
 
-    fn recover_lease(&self, _path: &str) -> StoreFuture<bool> {
-        Box::pin(async { Ok(true) })
+    fn recover_lease(&self, path: &str) -> StoreFuture<bool> {
+        let busy = self.lock_busy().contains_key(path);
+        Box::pin(async move { Ok(!busy) })
     }
 
     fn cut(&self, path: &str, length: u64) -> StoreFuture<CutFile> {
@@ -150,7 +188,9 @@ impl LocalFile {
     fn make_durable(&mut self, call: &'static str) -> StoreFuture<()> {
         let file = Arc::clone(&self.file);
         let directories = std::mem::take(&mut self.unsynced);
+        let busy = Busy::new(&self.files, &self.path);
         self.files.run(call, &self.path, move |_| {
+            let _busy = busy;
             // fdatasync covers the length; the first time the inode itself must be there too.
             if directories.is_empty() {
                 file.sync_data()?
@@ -165,7 +205,11 @@ impl LocalFile {
 impl RawFile for LocalFile {
     fn write(&mut self, bytes: Bytes) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + '_>> {
         let file = Arc::clone(&self.file);
-        self.files.run("write", &self.path, move |_| (&*file).write_all(&bytes))
+        let busy = Busy::new(&self.files, &self.path);
+        self.files.run("write", &self.path, move |_| {
+            let _busy = busy;
+            (&*file).write_all(&bytes)
+        })
     }
 
     fn sync(&mut self) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + '_>> {
@@ -320,6 +364,18 @@ mod tests {
         assert!(matches!(store.create(&long).await, Err(StoreError::Rejected { .. })));
         fs::write(path(&root, "file"), "").unwrap();
         assert!(matches!(store.create(&path(&root, "file/below")).await, Err(StoreError::Rejected { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_a_thread_still_has_is_not_recovered() {
+        let files = LocalFiles::new(1);
+        let call = Busy::new(&files, "/hung");
+        let other = Busy::new(&files, "/hung");
+        assert!(!files.recover_lease("/hung").await.unwrap());
+        drop(call);
+        assert!(!files.recover_lease("/hung").await.unwrap());
+        drop(other);
+        assert!(files.recover_lease("/hung").await.unwrap());
     }
 
     #[tokio::test]

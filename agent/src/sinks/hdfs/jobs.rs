@@ -144,18 +144,20 @@ async fn publish(store: &Store, from: &str, names: &Names, counter: i64) -> Resu
 async fn heal_leftover(store: &Store, leftover: &Leftover) -> Result<Healing, StoreError> {
     let published = leftover.names.published(leftover.counter);
     let in_use = leftover.in_use.as_str();
-    let present = store.length(in_use).await?.is_some();
-    if present {
-        let mut polls = 0;
-        while !store.recover_lease(in_use).await? {
-            polls += 1;
-            if polls == LEASE_POLLS_MAX {
-                let cause = "the lease is still being recovered".to_owned();
+    let mut polls = 0;
+    loop {
+        match store.recover_lease(in_use).await {
+            Ok(true) | Err(StoreError::NotFound { .. }) => break,
+            Ok(false) if polls < LEASE_POLLS_MAX => polls += 1,
+            Ok(false) => {
+                let cause = "its writing is not ended yet".to_owned();
                 return Err(StoreError::Failed { call: "recover lease", path: in_use.to_owned(), cause });
             }
-            tokio::time::sleep(LEASE_POLL).await;
+            Err(error) => return Err(error),
         }
+        tokio::time::sleep(LEASE_POLL).await;
     }
+    let present = store.length(in_use).await?.is_some();
     if leftover.settled == 0 {
         return Ok(if store.delete(in_use).await? { Healing::Discarded } else { Healing::AlreadyGone });
     }
