@@ -21,6 +21,8 @@ use std::time::Duration;
 use channel::{Channel, Consumer, Devices, EventBatch, Lease, TakeError, TakeLimits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::dead_letters::Graveyard;
+
 pub use crate::config::settings::{Default as KeyDefault, Key, Kind, Refused, Setting, Settings, Status};
 pub use crate::intake::{AcceptError, Everywhere, Intake, IntakePlan, Interceptor, NamedChannel, Route, Selector};
 pub use crate::telemetry::counters::{SinkCounters, SourceCounters};
@@ -104,7 +106,7 @@ pub trait OpenChannel: Send {
 pub struct Opened {
     pub channel: Arc<dyn Channel>,
     /// Where its sinks put events that they can never write; durable channels have one.
-    pub dead_letters: Option<Arc<dyn DeadLetters>>,
+    pub graveyard: Option<Graveyard>,
 }
 
 /// What one round of a sink came to.

@@ -4,6 +4,7 @@ pub mod channels;
 pub mod cli;
 pub mod component;
 pub mod config;
+pub mod dead_letters;
 pub mod intake;
 pub mod interceptors;
 pub mod launch;

@@ -16,12 +16,16 @@ use crate::component::{
     Budget, ComponentError, DeadLetters, IntakePlan, NamedChannel, Opened, SinkContext, SourceContext, Stop, Stopper,
 };
 use crate::config::plan::{ChannelPlan, Plan, SinkPlan, SourcePlan};
+use crate::dead_letters::{Grave, Graveyard};
 use crate::runner;
 use crate::telemetry::counters::Gauge;
 use crate::telemetry::registry::{Registry, Subject};
 
 /// Bytes that all sources together hold before a channel has them. A quarter of a small collector's memory.
 const SOURCE_BYTES_MAX: u64 = 256 << 20;
+
+/// What channels that were opened in vain may take to close.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The runtimes of the components. Dropping them abandons what still runs.
 pub struct Runtimes {
@@ -67,7 +71,7 @@ pub struct OpenedChannel {
     pub alias: &'static str,
     settings: Vec<(String, String)>,
     start_time: Arc<Gauge>,
-    dead_letters: Option<Arc<dyn DeadLetters>>,
+    graveyard: Option<Graveyard>,
 }
 
 /// One source or sink.
@@ -82,6 +86,7 @@ struct Task {
 pub struct Running {
     channels: Vec<OpenedChannel>,
     sinks: Vec<Task>,
+    graves: Vec<Grave>,
     sources: Vec<Task>,
 }
 
@@ -126,14 +131,16 @@ pub async fn start(
     let mut subjects = Vec::new();
     let channels = open_channels(plan.channels, reuse, handles, &mut subjects).await?;
     let budget = Budget::new(SOURCE_BYTES_MAX);
-    let sinks = plan.sinks.into_iter().map(|sink| start_sink(sink, &channels, handles, &mut subjects)).collect();
+    let mut graves = Vec::new();
+    let sinks =
+        plan.sinks.into_iter().map(|sink| start_sink(sink, &channels, handles, &mut graves, &mut subjects)).collect();
     let sources = plan
         .sources
         .into_iter()
         .map(|source| start_source(source, &channels, &budget, handles, &mut subjects))
         .collect();
     registry.replace(&plan.agent, subjects, plan.dropped);
-    Ok(Running { channels, sinks, sources })
+    Ok(Running { channels, sinks, graves, sources })
 }
 
 async fn open_channels(
@@ -156,7 +163,15 @@ async fn open_channels(
                 }
                 channel
             }
-            None => open(plan, &handles.devices).await?,
+            None => match open(plan, &handles.devices).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    // Not left to their destructors, which would block this thread.
+                    let end = Instant::now() + GIVE_UP_LIMIT;
+                    close(opened, Vec::new(), end).await;
+                    return Err(error);
+                }
+            },
         };
         let start_time = Arc::clone(&channel.start_time);
         subjects.push(Subject::Channel { channel: channel.named.clone(), start_time });
@@ -169,7 +184,7 @@ async fn open(plan: ChannelPlan, devices: &Arc<Devices>) -> Result<OpenedChannel
     let (name, unopened) = (plan.name.clone(), plan.channel);
     let devices = Arc::clone(devices);
     let outcome = tokio::task::spawn_blocking(move || unopened.open(&devices)).await;
-    let Opened { channel, dead_letters } = match outcome {
+    let Opened { channel, graveyard } = match outcome {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return Err(ComponentError(format!("channel {name} does not open: {error}"))),
         Err(panic) => return Err(ComponentError(format!("channel {name} does not open, a defect of ours: {panic}"))),
@@ -178,26 +193,35 @@ async fn open(plan: ChannelPlan, devices: &Arc<Devices>) -> Result<OpenedChannel
     start_time.set_to_now();
     tracing::info!("channel {name} open ({})", plan.alias);
     let named = NamedChannel { name, channel };
-    Ok(OpenedChannel { named, alias: plan.alias, settings: plan.settings, start_time, dead_letters })
+    Ok(OpenedChannel { named, alias: plan.alias, settings: plan.settings, start_time, graveyard })
 }
 
 fn find<'a>(channels: &'a [OpenedChannel], name: &str) -> Option<&'a OpenedChannel> {
     channels.iter().find(|channel| channel.named.name == name)
 }
 
-fn start_sink(plan: SinkPlan, channels: &[OpenedChannel], handles: &Handles, subjects: &mut Vec<Subject>) -> Task {
+fn start_sink(
+    plan: SinkPlan,
+    channels: &[OpenedChannel],
+    handles: &Handles,
+    graves: &mut Vec<Grave>,
+    subjects: &mut Vec<Subject>,
+) -> Task {
     let (stopper, stop) = Stop::pair();
     let Some(channel) = find(channels, &plan.channel) else {
         unreachable!("a plan opens every channel that a sink names: {}", plan.channel)
     };
+    let grave = channel.graveyard.as_ref().map(|graveyard| graveyard.grave(&plan.name));
     let context = SinkContext {
         name: plan.name.clone(),
         counters: Arc::default(),
         stop,
         channel: channel.named.clone(),
-        dead_letters: channel.dead_letters.clone(),
+        dead_letters: grave.clone().map(|grave| Arc::new(grave) as Arc<dyn DeadLetters>),
     };
     subjects.push(Subject::Sink { name: plan.name.clone(), counters: Arc::clone(&context.counters) });
+    subjects.extend(grave.clone().map(Subject::DeadLetters));
+    graves.extend(grave);
     let runs = runner::sink::run(plan.sink, context);
     spawn(&handles.sinks, format!("sink {}", plan.name), stopper, runs)
 }
@@ -249,6 +273,16 @@ impl Running {
     pub async fn stop_components(self, limit: Duration) -> (Vec<OpenedChannel>, Vec<String>) {
         let mut abandoned = stop_tasks(self.sources, Instant::now() + limit / 3).await;
         abandoned.extend(stop_tasks(self.sinks, Instant::now() + limit / 2).await);
+        let end = Instant::now() + limit / 8;
+        let closing = self.graves.into_iter().map(|grave| {
+            let name = grave.name().to_owned();
+            (name, tokio::task::spawn_blocking(move || grave.close()))
+        });
+        for (name, closed) in closing.collect::<Vec<_>>() {
+            if !matches!(tokio::time::timeout_at(end, closed).await, Ok(Ok(()))) {
+                abandoned.push(format!("channel {name}"));
+            }
+        }
         (self.channels, abandoned)
     }
 
@@ -260,19 +294,23 @@ impl Running {
     }
 }
 
-/// Closes channels by `end`.
+/// Closes channels by `end`, all at once: one on a disk that hangs costs the others nothing.
 pub async fn close(channels: Vec<OpenedChannel>, abandoned: Vec<String>, end: Instant) -> Remains {
     let mut remains = Remains { abandoned, ..Remains::default() };
-    for OpenedChannel { named, .. } in channels {
-        let events = named.channel.stats().size_events;
-        match tokio::time::timeout_at(end, named.channel.close()).await {
-            Ok(Ok(())) => tracing::info!("channel {} closed", named.name),
-            Ok(Err(error)) => tracing::error!("channel {} did not close well: {error}", named.name),
-            Err(_) => remains.abandoned.push(format!("channel {}", named.name)),
+    let closing = channels.into_iter().map(|OpenedChannel { named, .. }| {
+        let (events, durable, channel) = (named.channel.stats().size_events, named.channel.is_durable(), named.channel);
+        (named.name, events, durable, tokio::task::spawn_blocking(move || channel.close().wait()))
+    });
+    for (name, events, durable, closed) in closing.collect::<Vec<_>>() {
+        match tokio::time::timeout_at(end, closed).await {
+            Ok(Ok(Ok(()))) => tracing::info!("channel {name} closed"),
+            Ok(Ok(Err(error))) => tracing::error!("channel {name} did not close well: {error}"),
+            Ok(Err(panic)) => tracing::error!("channel {name} did not close, a defect of ours: {panic}"),
+            Err(_) => remains.abandoned.push(format!("channel {name}")),
         }
         if events > 0 {
-            let list = if named.channel.is_durable() { &mut remains.kept } else { &mut remains.lost };
-            list.push((named.name, events));
+            let list = if durable { &mut remains.kept } else { &mut remains.lost };
+            list.push((name, events));
         }
     }
     remains

@@ -4,17 +4,19 @@
 //! Flume's own. The engine behind it is `channel::DurableChannel`, in the sub-directory `penstock` of every data
 //! directory.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Devices, DurableChannel, DurableOptions, OnDamage};
+use channel::{Devices, DurableChannel, DurableOptions, OnDamage, OpenError};
 use wal::io::real::Backend;
-use wal::keys::KeyFile;
-use wal::limits::{SEGMENT_DEFAULT, SEGMENT_MAX};
+use wal::keys::{KeyError, KeyFile};
+use wal::limits::{PAGE, SEGMENT_DEFAULT};
+use wal::recover::RecoverError;
 
-use super::graveyard::Graveyard;
 use crate::component::{ChannelEntry, ComponentError, Key, KeyDefault, OpenChannel, Opened, Refused, Settings};
+use crate::dead_letters::Graveyard;
 
 pub(super) static ENTRY: ChannelEntry = ChannelEntry {
     alias: "file",
@@ -25,12 +27,11 @@ pub(super) static ENTRY: ChannelEntry = ChannelEntry {
 };
 
 const ALWAYS_SYNCED: &str = "every transaction is on stable storage before it is acknowledged, whatever this says";
-const NO_CHECKPOINT_DIR: &str =
-    "checkpoints go to fresh slots and are not needed to start, so there is nothing to back up";
+const IN_THE_LOG: &str = "checkpoints are part of the log in dataDirs, written as needed, and no start depends on them";
 
 static KEYS: &[Key] = &[
-    Key::inert("checkpointDir", "Directory of the checkpoints.", NO_CHECKPOINT_DIR),
-    Key::inert("checkpointInterval", "Time between two checkpoints.", NO_CHECKPOINT_DIR),
+    Key::inert("checkpointDir", "Directory of the checkpoints.", IN_THE_LOG),
+    Key::inert("checkpointInterval", "Time between two checkpoints.", IN_THE_LOG),
     Key::text(
         "dataDirs",
         KeyDefault::Is("~/.flume/file-channel/data"),
@@ -48,11 +49,11 @@ static KEYS: &[Key] = &[
     Key::integer("keep-alive", 0, i32::MAX as i64, "s", KeyDefault::Is("3"), "How long a put waits for room."),
     Key::integer(
         "maxFileSize",
-        1,
+        1 << 20,
         i64::MAX,
         "bytes",
-        KeyDefault::Absent,
-        "Size of one log file, from 64 MiB, which is also the default, to 1 GiB; other values mean the nearest of these.",
+        KeyDefault::Is("1623195647"),
+        "Largest size of one log file. Files are allocated ahead, and above 64 MiB they are 64 MiB long.",
     ),
     Key::integer(
         "minimumRequiredSpace",
@@ -62,9 +63,9 @@ static KEYS: &[Key] = &[
         KeyDefault::Is("524288000"),
         "Free space that is left alone on every disk: below it puts are refused, and takes go on.",
     ),
-    Key::inert("useDualCheckpoints", "A second checkpoint.", NO_CHECKPOINT_DIR),
-    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", NO_CHECKPOINT_DIR),
-    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", NO_CHECKPOINT_DIR),
+    Key::inert("useDualCheckpoints", "A second checkpoint.", IN_THE_LOG),
+    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", IN_THE_LOG),
+    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", IN_THE_LOG),
     Key::inert("checkpointOnClose", "Write a checkpoint when stopping.", "a stop always leaves a fast start behind"),
     Key::inert("use-log-replay-v1", "Flume's old replay.", "there is one replay, which needs no checkpoint"),
     Key::inert("use-fast-replay", "Flume's fast replay.", "there is one replay, which needs no checkpoint"),
@@ -94,12 +95,12 @@ static KEYS: &[Key] = &[
         "What to do when acknowledged events are damaged: refuse to start, or start without them and count them as lost.",
     ),
     Key::integer(
-        "penstock.diskBytesMax",
-        64 << 20,
+        "penstock.maxBytes",
+        2 << 20,
         i64::MAX,
         "bytes",
         KeyDefault::Absent,
-        "Most bytes of log files; without it the disk is the limit.",
+        "Bytes of log files, counted as whole files, at which puts are refused; at least two files for each directory. Without it the disk decides.",
     ),
     Key::integer(
         "penstock.hotTailBytes",
@@ -110,24 +111,24 @@ static KEYS: &[Key] = &[
         "Most bytes of events kept in memory for sinks that keep up.",
     ),
     Key::integer(
-        "penstock.deadLetterBytesMax",
-        64 << 20,
+        "penstock.deadLetterMaxBytes",
+        2 << 20,
         i64::MAX,
         "bytes",
-        KeyDefault::Is("268435456"),
-        "Most bytes of the dead letters, which are in `penstock-dead-letters` of the first data directory.",
+        KeyDefault::Is("1073741824"),
+        "Bytes of dead letters, counted as whole files, at which a sink of this channel stops instead of adding to them. They are in `penstock-dead-letters/SINK` of the first data directory.",
     ),
     Key::choice(
         "penstock.flushDomains",
-        &["detect", "separate"],
-        KeyDefault::Is("detect"),
-        "Which directories share a disk: found out, or every directory is a disk of its own.",
+        &["auto", "separate"],
+        KeyDefault::Is("auto"),
+        "Which directories share a disk, and so fail and are written together: found out, or each is a disk of its own.",
     ),
     Key::choice(
-        "penstock.backend",
-        &["detect", "direct", "buffered"],
-        KeyDefault::Is("detect"),
-        "How files are written: with O_DIRECT, through the page cache, or whichever works.",
+        "penstock.io",
+        &["auto", "direct", "buffered"],
+        KeyDefault::Is("auto"),
+        "How log files are written: past the page cache (O_DIRECT), through it with a sync for each write, or whichever works.",
     ),
     Key::refused("encryption.keyProvider.keyStoreFile", "A JCEKS key store.", INSTEAD_OF_JCEKS),
     Key::refused("encryption.keyProvider.keyStorePasswordFile", "Its password.", INSTEAD_OF_JCEKS),
@@ -140,8 +141,8 @@ const INSTEAD_OF_JCEKS: &str = "Make a key file with `penstock keys generate FIL
 /// The sub-directory of a data directory that is ours.
 const OWN_DIR: &str = "penstock";
 
-/// The sibling of it, for events that a sink can never write.
-const DEAD_LETTERS_DIR: &str = "penstock-dead-letters";
+/// The shortest segment: room for a few thousand events.
+const SEGMENT_MIN: u64 = 1 << 20;
 
 /// What the keys say, keys still in their file.
 #[derive(Debug, Clone)]
@@ -176,27 +177,40 @@ impl OpenChannel for FileOptions {
     fn open(self: Box<Self>, devices: &Arc<Devices>) -> Result<Opened, ComponentError> {
         let mut options = self.durable;
         if let Some(EncryptionOptions { active_key, key_file }) = &self.encryption {
-            let failed = |error: wal::keys::KeyError| ComponentError(error.to_string());
-            let file = KeyFile::read(key_file).map_err(failed)?;
-            options.key = Some(file.key(active_key).map_err(failed)?.clone());
+            let named = |key: &str, error: KeyError| ComponentError(format!("{key}: {error}"));
+            let file = KeyFile::read(key_file).map_err(|error| named("encryption.keyProvider.keyFile", error))?;
+            let active = file.key(active_key).map_err(|error| named("encryption.activeKey", error))?;
+            options.key = Some(active.clone());
             options.old_keys = file.keys().to_vec();
         }
-        let dead_letters = DurableOptions {
-            name: format!("{}-dead", options.name),
-            data_dirs: vec![self.data_dirs[0].join(DEAD_LETTERS_DIR)],
-            // Bytes are the limit; a sink must never be stopped by a count of small ones.
-            capacity: u64::MAX >> 1,
-            keep_alive: Duration::ZERO,
-            disk_bytes_max: Some(self.dead_letter_bytes_max),
-            hot_tail_bytes: 0,
-            ..options.clone()
-        };
-        let channel = DurableChannel::open(options, devices).map_err(|error| ComponentError(error.to_string()))?;
-        Ok(Opened {
-            channel: Arc::new(channel),
-            dead_letters: Some(Arc::new(Graveyard::new(dead_letters, Arc::clone(devices)))),
-        })
+        let graveyard = Graveyard::new(self.data_dirs, &options, self.dead_letter_bytes_max, devices);
+        let channel = DurableChannel::open(options, devices).map_err(|error| ComponentError(explain(&error)))?;
+        Ok(Opened { channel: Arc::new(channel), graveyard: Some(graveyard) })
     }
+}
+
+/// What went wrong and where, as the engine says it, and what to do about it in words of the configuration.
+fn explain(error: &OpenError) -> String {
+    let advice = match error {
+        OpenError::Recover(RecoverError::KeyMissing { .. }) => {
+            "set encryption.activeKey and encryption.keyProvider.keyFile, with this key in the file"
+        }
+        OpenError::Recover(RecoverError::WrongKey { .. }) => {
+            "name the key file that it was encrypted with in encryption.keyProvider.keyFile"
+        }
+        OpenError::Recover(RecoverError::Foreign { .. }) => "somebody copied it here; move it to where it came from",
+        OpenError::Recover(RecoverError::Io { error, .. }) | OpenError::Io { error, .. } => match error.kind() {
+            ErrorKind::PermissionDenied => {
+                "give the directory to the user that runs the agent (chown), or run as its owner"
+            }
+            ErrorKind::NotADirectory => "name a directory in dataDirs, or move the file away",
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on this disk",
+            ErrorKind::ReadOnlyFilesystem => "mount it writable; a disk that turned read-only has failed",
+            _ => "look at this disk (dmesg), and start again; nothing that was accepted is touched",
+        },
+        _ => return error.to_string(),
+    };
+    format!("{error}; {advice}")
 }
 
 fn read(settings: &Settings) -> Result<FileOptions, Refused> {
@@ -225,9 +239,24 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         let message = format!("{transaction_capacity} is above capacity = {capacity}; lower it, or raise capacity");
         refused = Some(settings.refuse("transactionCapacity", message));
     }
-    let segment_len = settings.integer_opt("maxFileSize").and_then(|bytes| u64::try_from(bytes).ok());
-    // A shorter segment could not hold the largest frame; whole pages, because segments are.
-    let segment_len = segment_len.unwrap_or(SEGMENT_DEFAULT).clamp(SEGMENT_DEFAULT, SEGMENT_MAX) / 4096 * 4096;
+    // Shorter segments give their space back sooner, and longer ones would gain nothing.
+    let segment_len = (settings.count("maxFileSize") as u64).clamp(SEGMENT_MIN, SEGMENT_DEFAULT);
+    let segment_len = segment_len - segment_len % PAGE as u64;
+    let bytes_max = settings.integer_opt("penstock.maxBytes").and_then(|bytes| u64::try_from(bytes).ok());
+    let dead_letter_bytes_max = settings.count("penstock.deadLetterMaxBytes") as u64;
+    // One file is written while another drains: with less, a channel that is full once would stay so.
+    for (key, bytes, dirs) in [
+        ("penstock.maxBytes", bytes_max, data_dirs.len() as u64),
+        ("penstock.deadLetterMaxBytes", Some(dead_letter_bytes_max), 1),
+    ] {
+        let least = 2 * segment_len * dirs;
+        if let Some(bytes) = bytes.filter(|bytes| *bytes < least) {
+            let message = format!(
+                "{bytes} is less than two files of {segment_len} bytes for each directory; give at least {least}, or lower maxFileSize"
+            );
+            refused = Some(settings.refuse(key, message));
+        }
+    }
     let own_dirs = data_dirs.iter().map(|dir| dir.join(OWN_DIR)).collect();
     let durable = DurableOptions {
         capacity: capacity as u64,
@@ -235,13 +264,13 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         keep_alive: Duration::from_secs(settings.count("keep-alive") as u64),
         segment_len,
         reserve_bytes: settings.count("minimumRequiredSpace") as u64,
-        disk_bytes_max: settings.integer_opt("penstock.diskBytesMax").and_then(|bytes| u64::try_from(bytes).ok()),
+        disk_bytes_max: bytes_max,
         hot_tail_bytes: settings.count("penstock.hotTailBytes"),
         on_damage: match settings.choice("penstock.onDamage") {
             "continue" => OnDamage::Continue,
             _ => OnDamage::Refuse,
         },
-        backend: match settings.choice("penstock.backend") {
+        backend: match settings.choice("penstock.io") {
             "direct" => Some(Backend::Direct),
             "buffered" => Some(Backend::Buffered),
             _ => None,
@@ -250,7 +279,6 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         ..DurableOptions::new(settings.name(), own_dirs)
     };
     let encryption = encryption(settings)?;
-    let dead_letter_bytes_max = settings.count("penstock.deadLetterBytesMax") as u64;
     refused.map_or(Ok(FileOptions { data_dirs, durable, encryption, dead_letter_bytes_max }), Err)
 }
 
@@ -311,7 +339,10 @@ mod tests {
     type Outcome = Result<(Vec<PathBuf>, Option<EncryptionOptions>), Refused>;
 
     fn check(lines: &[(&str, &str)]) -> (Outcome, Vec<String>) {
-        let settings = Settings::of("channels.c1", KEYS, lines);
+        // What the default directory holds is the machine's business.
+        let default = [("dataDirs", "/a")].into_iter().filter(|_| lines.iter().all(|(key, _)| *key != "dataDirs"));
+        let lines: Vec<(&str, &str)> = lines.iter().copied().chain(default).collect();
+        let settings = Settings::of("channels.c1", KEYS, &lines);
         settings.check(&[]);
         let options = read(&settings);
         (
@@ -361,5 +392,16 @@ mod tests {
             assert_eq!(options, Err(Refused), "{lines:?}");
             assert_eq!(found.len(), 1, "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_byte_limit_leaves_room_to_write_one_file_while_another_drains() {
+        let limit = |bytes: &str| {
+            let lines = [("dataDirs", "/a,/b"), ("maxFileSize", "2000000"), ("penstock.maxBytes", bytes)];
+            check(&lines).1
+        };
+        // 2,000,000 bytes in whole pages are 1,998,848.
+        assert!(limit("7995391")[0].contains("give at least 7995392"), "{:?}", limit("7995391"));
+        assert_eq!(limit("7995392"), Vec::<String>::new());
     }
 }

@@ -3,7 +3,6 @@
 //! To add a channel: write its module here, with an `ENTRY`, and add one line to [`TABLE`].
 
 mod file;
-mod graveyard;
 mod memory;
 
 use crate::component::ChannelEntry;

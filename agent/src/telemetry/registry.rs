@@ -4,17 +4,30 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use channel::ChannelStats;
 use serde_json::{Map, Value};
 
 use super::counters::{Gauge, SinkCounters, SourceCounters};
 use crate::component::NamedChannel;
+use crate::dead_letters::Grave;
 
 /// One component that is counted.
 #[derive(Clone)]
 pub enum Subject {
-    Source { name: String, counters: Arc<SourceCounters> },
-    Sink { name: String, counters: Arc<SinkCounters> },
-    Channel { channel: NamedChannel, start_time: Arc<Gauge> },
+    Source {
+        name: String,
+        counters: Arc<SourceCounters>,
+    },
+    Sink {
+        name: String,
+        counters: Arc<SinkCounters>,
+    },
+    Channel {
+        channel: NamedChannel,
+        start_time: Arc<Gauge>,
+    },
+    /// Told as a channel of its own, once there are any.
+    DeadLetters(Grave),
 }
 
 /// The components that run now.
@@ -40,8 +53,9 @@ impl Registry {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Map::new();
         for subject in &state.subjects {
-            let (key, values) = describe(subject);
-            all.insert(key, Value::Object(values));
+            if let Some((key, values)) = describe(subject) {
+                all.insert(key, Value::Object(values));
+            }
         }
         if !state.dropped.is_empty() {
             let mut values = Map::new();
@@ -58,28 +72,33 @@ fn put(values: &mut Map<String, Value>, name: &str, value: impl ToString) {
     values.insert(name.to_owned(), Value::String(value.to_string()));
 }
 
-fn describe(subject: &Subject) -> (String, Map<String, Value>) {
+fn describe(subject: &Subject) -> Option<(String, Map<String, Value>)> {
     let mut values = Map::new();
     let (kind, name) = match subject {
         Subject::Source { name, counters } => {
             counters.values().into_iter().for_each(|(counter, value)| put(&mut values, counter, value));
-            ("SOURCE", name)
+            ("SOURCE", name.as_str())
         }
         Subject::Sink { name, counters } => {
             counters.values().into_iter().for_each(|(counter, value)| put(&mut values, counter, value));
-            ("SINK", name)
+            ("SINK", name.as_str())
         }
         Subject::Channel { channel, start_time } => {
-            channel_values(&mut values, channel, start_time.get());
-            ("CHANNEL", &channel.name)
+            let NamedChannel { name, channel } = channel;
+            channel_values(&mut values, &channel.stats(), channel.is_durable(), start_time.get());
+            ("CHANNEL", name.as_str())
+        }
+        Subject::DeadLetters(grave) => {
+            let (stats, start_time) = grave.stats()?;
+            channel_values(&mut values, &stats, true, start_time);
+            ("CHANNEL", grave.name())
         }
     };
     put(&mut values, "Type", kind);
-    (format!("{kind}.{name}"), values)
+    Some((format!("{kind}.{name}"), values))
 }
 
-fn channel_values(values: &mut Map<String, Value>, channel: &NamedChannel, start_time: i64) {
-    let stats = channel.channel.stats();
+fn channel_values(values: &mut Map<String, Value>, stats: &ChannelStats, durable: bool, start_time: i64) {
     put(values, "ChannelSize", stats.size_events);
     put(values, "ChannelCapacity", stats.capacity_events);
     // Java writes a double with at least one digit behind the point, as `{:?}` does.
@@ -93,7 +112,7 @@ fn channel_values(values: &mut Map<String, Value>, channel: &NamedChannel, start
     put(values, "LeasedEventCount", stats.leased_events);
     put(values, "DeadLetteredEventCount", stats.dead_lettered_events);
     put(values, "DroppedEventCount", stats.dropped_events);
-    if channel.channel.is_durable() {
+    if durable {
         put(values, "Open", true);
         put(values, "Closed", 0);
         put(values, "Unhealthy", u8::from(stats.unhealthy));
