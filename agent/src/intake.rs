@@ -194,6 +194,8 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use channel::{MemoryOptions, TakeLimits};
+    use std::time::Duration;
 
     #[test]
     fn a_refusal_has_the_words_of_flumes_channel_of_that_kind() {
@@ -207,5 +209,79 @@ mod tests {
         assert!(text(false, many()).starts_with("Put queue for MemoryTransaction of capacity 2 full, "));
         let full = || PutError::Full { channel: "c1".to_owned(), detail: "no room".to_owned() };
         assert_eq!((text(true, full()), text(false, full())), ("no room".to_owned(), "no room".to_owned()));
+    }
+
+    /// Bodies that begin with `a` must go to the first channel and may go to the second; others go nowhere.
+    struct ByBody(Route, Route);
+
+    impl Selector for ByBody {
+        fn common_route(&self) -> Option<&Route> {
+            None
+        }
+
+        fn route(&self, event: EventRef<'_>) -> &Route {
+            if event.body().starts_with(b"a") { &self.0 } else { &self.1 }
+        }
+    }
+
+    fn memory(transaction_capacity: usize) -> Arc<dyn Channel> {
+        let options = MemoryOptions { transaction_capacity, keep_alive: Duration::ZERO, ..MemoryOptions::default() };
+        Arc::new(MemoryChannel::new(options).unwrap())
+    }
+
+    fn plan(channels: &[Arc<dyn Channel>], selector: Box<dyn Selector>) -> Arc<IntakePlan> {
+        let named = |(index, channel): (usize, &Arc<dyn Channel>)| NamedChannel {
+            name: format!("c{}", index + 1),
+            channel: Arc::clone(channel),
+        };
+        let channels = channels.iter().enumerate().map(named).collect();
+        Arc::new(IntakePlan { channels, interceptors: Vec::new(), selector, counters: Arc::default() })
+    }
+
+    fn batch(bodies: &[&str]) -> EventBatch {
+        let mut batch = EventBatch::new();
+        bodies.iter().for_each(|body| batch.push_body(body.as_bytes()));
+        batch
+    }
+
+    async fn bodies(channel: &Arc<dyn Channel>) -> Vec<String> {
+        let mut consumer = channel.consumer("test");
+        let lease = consumer.take(TakeLimits { events: 100, bytes: 1 << 20 }, Duration::ZERO).await.unwrap();
+        lease.iter().map(|(_, event)| String::from_utf8_lossy(event.body()).into_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_required_channel_that_refuses_fails_the_batch_and_those_before_it_keep_theirs() {
+        let channels = [memory(10), memory(2), memory(10)];
+        let plan = plan(&channels, Box::new(Everywhere::new(3)));
+        let mut intake = Intake::new(&plan);
+        assert_eq!(intake.transaction_capacity(), 2);
+        let error = intake.accept(batch(&["1", "2", "3"])).await.unwrap_err();
+        assert_eq!(error.channel, "c2");
+        assert!(!error.is_full(), "trying the same batch again cannot help: {error}");
+        assert_eq!(bodies(&channels[0]).await, ["1", "2", "3"]);
+        assert!(bodies(&channels[2]).await.is_empty());
+        assert_eq!((plan.counters.event_accepted.get(), plan.counters.channel_write_fail.get()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn an_optional_channel_that_refuses_costs_only_its_own_copy() {
+        let channels = [memory(10), memory(2)];
+        let plan = plan(&channels, Box::new(Everywhere(Route { required: vec![0], optional: vec![1] })));
+        Intake::new(&plan).accept(batch(&["1", "2", "3"])).await.unwrap();
+        assert_eq!(bodies(&channels[0]).await.len(), 3);
+        assert!(bodies(&channels[1]).await.is_empty());
+        assert_eq!((plan.counters.event_accepted.get(), plan.counters.channel_write_fail.get()), (3, 1));
+    }
+
+    #[tokio::test]
+    async fn each_event_takes_its_own_route_in_one_transaction_per_channel() {
+        let channels = [memory(10), memory(1)];
+        let route = Route { required: vec![0], optional: vec![1] };
+        let plan = plan(&channels, Box::new(ByBody(route, Route::default())));
+        Intake::new(&plan).accept(batch(&["a1", "b1", "a2"])).await.unwrap();
+        assert_eq!(bodies(&channels[0]).await, ["a1", "a2"]);
+        assert!(bodies(&channels[1]).await.is_empty(), "two events are one transaction, above its limit of one");
+        assert_eq!(plan.counters.event_accepted.get(), 3);
     }
 }
