@@ -34,7 +34,7 @@ struct Cli {
 enum Command {
     /// Run an agent from a Flume configuration.
     #[command(alias = "node")]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Check a configuration without any side effect; exits with 2 when there is something to fix.
     Validate(ConfigArgs),
     /// Make key files for encrypted channels.
@@ -139,7 +139,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode 
         }
     };
     match cli.command {
-        Command::Agent(arguments) => agent(arguments),
+        Command::Agent(arguments) => agent(*arguments),
         Command::Validate(arguments) => validate(arguments),
         Command::Keys { command: KeysCommand::Generate { file, id } } => match KeyFile::generate(&file, &id) {
             Ok(()) => say(&format!("key {id} is in {}; keep a copy where the data is not", file.display())),

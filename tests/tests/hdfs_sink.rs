@@ -129,6 +129,35 @@ fn rolled_files_are_whole_while_a_datanode_and_the_namenode_die() {
 }
 
 #[test]
+fn datanodes_that_hang_cost_a_deadline_and_no_event() {
+    let mut hdfs = Hdfs::start(3);
+    let port = ports::free();
+    let sink = format!("a1.sinks.k1.hdfs.path = {}/logs\na1.sinks.k1.hdfs.rollCount = 0\n", hdfs.url());
+    let mut agent = Agent::new(&configuration(port, MEMORY, &sink), &[port]);
+    agent.env("HADOOP_CONF_DIR", hdfs.configuration().display().to_string());
+    agent.start();
+    let mut sender = Sender::connect(port);
+    sender.send(500);
+    until("the open file has settled events", LIMIT, || (delivered(&agent)? >= 500).then_some(()));
+
+    // Two copies on three nodes: the open file has at least one of these two, and its sync waits for ever.
+    hdfs.data_node(0).pause();
+    hdfs.data_node(1).pause();
+    sender.send(500);
+    until("the deadline passes", LIMIT, || (agent.counter("SINK.k1", "ConnectionFailedCount")? > 0).then_some(()));
+    assert!(agent.log().contains("gave no answer within 8000 ms"), "{}", agent.log());
+    hdfs.data_node(0).resume();
+    hdfs.data_node(1).resume();
+    until("events go on", LIMIT, || (delivered(&agent)? >= 1000).then_some(()));
+    hdfs.await_all_live();
+    let in_use = || hdfs.list("/logs").iter().filter(|name| name.ends_with(".tmp")).count();
+    until("what failed is healed", LIMIT, || (in_use() <= 1).then_some(()));
+    assert_eq!(agent.stop(), 0, "{}", agent.log());
+    hdfs.await_none_open(Duration::from_secs(60));
+    assert_eq!(assert_all_there(&hdfs, &agent, 1000), 0);
+}
+
+#[test]
 fn a_killed_agent_heals_its_open_files_at_the_next_start() {
     let hdfs = Hdfs::start(2);
     let port = ports::free();

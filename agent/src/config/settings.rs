@@ -337,7 +337,7 @@ impl Settings {
         match key.status {
             Status::Inert(why) => return self.notice(name, format!("accepted without effect: {why}")),
             Status::Refused(instead) => {
-                if !(matches!(key.kind, Kind::Flag) && !value.eq_ignore_ascii_case("true")) {
+                if !matches!(key.kind, Kind::Flag) || value.eq_ignore_ascii_case("true") {
                     self.refuse(name, format!("not supported. {instead}"));
                 }
                 return;

@@ -13,9 +13,11 @@ pub struct SelectorEntry {
     pub class: &'static str,
     pub doc: &'static str,
     pub keys: &'static [Key],
-    /// The names are those of the source's channels, in its order.
-    pub build: fn(&Settings, &[String]) -> Result<Box<dyn Selector>, Refused>,
+    pub build: Build,
 }
+
+/// Reads the settings. The names are those of the source's channels, in its order.
+pub type Build = fn(&Settings, &[String]) -> Result<Box<dyn Selector>, Refused>;
 
 /// Every selector that this build has; the first is the default.
 pub static TABLE: &[&SelectorEntry] = &[&replicating::ENTRY, &multiplexing::ENTRY];
