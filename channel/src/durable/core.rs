@@ -260,7 +260,8 @@ impl Core {
     fn witness_due(&self, index: usize, now: Duration) -> bool {
         let Some((last, due)) = self.unwitnessed else { return false };
         let idle = self.pending.is_empty() && !self.seats.iter().any(|seat| seat.log.has_in_flight());
-        if now < due || !idle || self.closed {
+        // A stop does not wait: its last frames get their witness at once.
+        if (now < due && !self.closed) || !idle {
             return false;
         }
         // Another log's word is worth more: its disk does not fail with the first one's.
@@ -346,7 +347,8 @@ impl Core {
     pub(crate) fn is_flushed(&self) -> bool {
         let failed = self.seats.iter().all(|seat| seat.log.failure().is_some() || seat.log.blocked().is_some());
         let busy = self.seats.iter().any(|seat| seat.log.has_in_flight());
-        !busy && (failed || (self.pending.is_empty() && self.states.iter().all(|state| state.sender.is_none())))
+        let written = self.pending.is_empty() && self.states.is_empty() && self.voids.is_empty();
+        !busy && (failed || (written && self.unwitnessed.is_none()))
     }
 
     /// Answers whoever still waits when the threads are gone.
