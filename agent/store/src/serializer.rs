@@ -241,13 +241,16 @@ mod tests {
     use super::*;
     use channel::EventBatch;
 
+    /// Headers and body of each event.
+    type Events<'a> = &'a [(&'a [(&'a str, &'a str)], &'a [u8])];
+
     fn sorted(event: EventRef<'_>) -> Vec<(&str, &str)> {
         let mut headers: Vec<_> = event.headers().collect();
         headers.sort();
         headers
     }
 
-    fn encode(format: Format, events: &[(&[(&str, &str)], &[u8])]) -> Result<Vec<u8>, Unwritable> {
+    fn encode(format: Format, events: Events<'_>) -> Result<Vec<u8>, Unwritable> {
         let mut batch = EventBatch::new();
         for (headers, body) in events {
             batch.push(headers.iter().copied(), body);
@@ -265,14 +268,14 @@ mod tests {
 
     #[test]
     fn text_is_the_body_with_or_without_a_newline() {
-        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], b"one"), (&[], b"a\nb"), (&[], b"")];
+        let events: Events<'_> = &[(&[("k", "v")], b"one"), (&[], b"a\nb"), (&[], b"")];
         assert_eq!(encode(Format::Text { append_newline: true }, events).unwrap(), b"one\na\nb\n\n");
         assert_eq!(encode(Format::Text { append_newline: false }, events).unwrap(), b"onea\nb");
     }
 
     #[test]
     fn header_and_text_prints_the_headers_as_java_prints_a_map() {
-        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("b", "2"), ("a", "1")], b"one"), (&[], b"two")];
+        let events: Events<'_> = &[(&[("b", "2"), ("a", "1")], b"one"), (&[], b"two")];
         let out = encode(Format::HeaderAndText { append_newline: true }, events).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "{a=1, b=2} one\n{} two\n");
     }
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn a_deflated_avro_block_holds_what_a_plain_one_holds() {
         let body = [b'x'; 10_000];
-        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], &body)];
+        let events: Events<'_> = &[(&[("k", "v")], &body)];
         let encoded = |codec| encode(Format::AvroEvent { sync_interval_bytes: 1, codec }, events).unwrap();
         // After the header's marker: one record, its length, the block, the marker.
         let block = |file: &[u8], length_bytes: usize| {
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn avro_blocks_end_at_the_interval_and_when_asked() {
-        let events: &[(&[(&str, &str)], &[u8])] = &[(&[("k", "v")], b"one"), (&[], b"two")];
+        let events: Events<'_> = &[(&[("k", "v")], b"one"), (&[], b"two")];
         let one_block =
             encode(Format::AvroEvent { sync_interval_bytes: 2_048_000, codec: AvroCodec::Null }, events).unwrap();
         let two_blocks = encode(Format::AvroEvent { sync_interval_bytes: 1, codec: AvroCodec::Null }, events).unwrap();

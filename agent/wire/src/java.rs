@@ -20,7 +20,7 @@ const TREE_TABLE_MIN: usize = 64;
 const DEFAULT_TABLE: usize = 16;
 
 /// Java's `String.hashCode`.
-pub fn string_hash(text: &str) -> i32 {
+fn string_hash(text: &str) -> i32 {
     text.encode_utf16().fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)))
 }
 
@@ -34,16 +34,8 @@ pub fn event_headers_text(event: EventRef<'_>) -> String {
     map_text(&event_headers(event))
 }
 
-/// Headers in the order of a map that a source brought whole. Each key comes once. Prefer [`event_headers`], which
-/// also knows what interceptors added.
-pub fn hash_order<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<(&'a str, &'a str)> {
-    let headers: Vec<_> = headers.into_iter().collect();
-    let brought = headers.len();
-    ordered(headers, brought)
-}
-
 /// `Map.toString` of entries that are in order already.
-pub fn map_text(headers: &[(&str, &str)]) -> String {
+fn map_text(headers: &[(&str, &str)]) -> String {
     let mut text =
         String::with_capacity(2 + headers.iter().map(|(key, value)| key.len() + value.len() + 3).sum::<usize>());
     text.push('{');
@@ -168,7 +160,8 @@ mod tests {
         for (count, values) in expected {
             let headers: Vec<(String, String)> =
                 (0..count).map(|index| (format!("header-{}", index * 7919 % 1000), index.to_string())).collect();
-            let ordered = hash_order(headers.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            let headers: Vec<_> = headers.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let ordered = ordered(headers, count);
             let found: Vec<&str> = ordered.iter().map(|(_, value)| *value).collect();
             assert_eq!(found.join(","), values, "{count} headers");
         }
@@ -195,9 +188,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_header_is_printed_once(keys in proptest::collection::hash_set(".{0,6}", 0..80)) {
-            let mut found: Vec<&str> =
-                hash_order(keys.iter().map(|key| (key.as_str(), ""))).into_iter().map(|(key, _)| key).collect();
+        fn every_header_is_printed_once(
+            keys in proptest::collection::hash_set(".{0,6}", 0..80),
+            brought in 0_usize..80,
+        ) {
+            let headers = keys.iter().map(|key| (key.as_str(), "")).collect();
+            let mut found: Vec<&str> = ordered(headers, brought).into_iter().map(|(key, _)| key).collect();
             let mut expected: Vec<&str> = keys.iter().map(String::as_str).collect();
             found.sort_unstable();
             expected.sort_unstable();
