@@ -68,7 +68,9 @@ fn compare(
         findings.errors.push(format!("{table}: the table names `{module}`, which has no ENTRY"));
     }
     for module in folders.difference(with_entry) {
-        findings.errors.push(format!("{table}: the folder `{module}` holds no component; shared code goes to `{SHARED}`"));
+        findings
+            .errors
+            .push(format!("{table}: the folder `{module}` holds no component; shared code goes to `{SHARED}`"));
     }
 }
 
