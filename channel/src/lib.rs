@@ -16,6 +16,7 @@ mod waiting;
 pub use api::{
     Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits,
 };
+pub use durable::inspect;
 #[cfg(any(test, feature = "sim"))]
 pub use durable::simulation;
 pub use durable::{DamageReport, Devices, DurableChannel, DurableOptions, OnDamage, OpenError, Recovery};

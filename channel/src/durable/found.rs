@@ -14,7 +14,7 @@ use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, VersionedNote};
 use crate::settlement::SeqRange;
 
 /// Everything read, before anything is decided.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) coverage: RangeSet,
     pub(crate) floor: u64,
@@ -33,9 +33,9 @@ pub(crate) struct Found {
 }
 
 /// The highest mark of each log that any log, itself included, has.
-pub(crate) fn witnessed(scans: &[LogScan]) -> BTreeMap<[u8; 16], Place> {
-    let mut marks: BTreeMap<[u8; 16], Place> = scans.iter().map(|scan| (scan.log, Place::default())).collect();
-    for (log, mark) in scans.iter().flat_map(|scan| &scan.marks) {
+pub(crate) fn witnessed<'a>(scans: impl Iterator<Item = &'a LogScan> + Clone) -> BTreeMap<[u8; 16], Place> {
+    let mut marks: BTreeMap<[u8; 16], Place> = scans.clone().map(|scan| (scan.log, Place::default())).collect();
+    for (log, mark) in scans.flat_map(|scan| &scan.marks) {
         if let Some(known) = marks.get_mut(log) {
             *known = (*known).max(*mark);
         }

@@ -7,6 +7,7 @@
 mod cache;
 mod core;
 mod found;
+pub mod inspect;
 mod job;
 mod open;
 mod queue;

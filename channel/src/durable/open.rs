@@ -169,7 +169,7 @@ pub(crate) fn open(
         found.merge(own);
         scans.push(scan);
     }
-    let witnessed = witnessed(&scans);
+    let witnessed = witnessed(scans.iter());
     let mut recovery = Recovery::default();
     for (scan, ends) in scans.iter().zip(ends) {
         recovery.frames += scan.frames;

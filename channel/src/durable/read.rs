@@ -73,7 +73,16 @@ impl ReadSource {
         }
     }
 
-    fn incarnation_at(&self, offset: u64) -> Option<&Incarnation> {
+    pub(crate) fn slot(&self) -> u64 {
+        self.slot
+    }
+
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// The incarnation whose frames are at `offset`.
+    pub(crate) fn incarnation_at(&self, offset: u64) -> Option<&Incarnation> {
         self.incarnations.iter().find(|incarnation| {
             (incarnation.start..incarnation.end).contains(&offset)
                 && !incarnation.holes.iter().any(|(start, end)| (*start..*end).contains(&offset))
@@ -81,7 +90,7 @@ impl ReadSource {
     }
 
     /// Where the next frame may be after a place that holds none.
-    fn skip(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn skip(&self, offset: u64) -> Option<u64> {
         let inside = |incarnation: &&Incarnation| (incarnation.start..incarnation.end).contains(&offset);
         if let Some(incarnation) = self.incarnations.iter().find(inside) {
             return incarnation.holes.iter().find(|(start, end)| (*start..*end).contains(&offset)).map(|(_, end)| *end);
@@ -115,11 +124,7 @@ impl ReadJob {
             }
             _ => source.offset,
         };
-        let mut chunk = Chunk {
-            start: 0,
-            buffer: Buffer::zeroed(CHUNK.min(source.len as usize)).map_err(|error| error.to_string())?,
-        };
-        chunk.buffer.set_len(0);
+        let mut chunk = Chunk::new(source.len).map_err(|error| error.to_string())?;
         let mut slices: Vec<LeasedSlice> = Vec::new();
         loop {
             if source.incarnation_at(offset).is_none() {
@@ -166,17 +171,27 @@ impl ReadJob {
     }
 }
 
-struct Chunk {
+/// A piece of a segment in memory.
+#[derive(Debug)]
+pub(crate) struct Chunk {
     start: u64,
     buffer: Buffer,
 }
 
 impl Chunk {
+    /// For a file of `len` bytes.
+    pub(crate) fn new(len: u64) -> io::Result<Chunk> {
+        let mut buffer = Buffer::zeroed(CHUNK.min(len as usize))?;
+        buffer.set_len(0);
+        Ok(Chunk { start: 0, buffer })
+    }
+
     fn holds(&self, offset: u64, len: usize) -> bool {
         offset >= self.start && offset + len as u64 <= self.start + self.buffer.len() as u64
     }
 
-    fn bytes(&mut self, source: &ReadSource, offset: u64, len: usize) -> io::Result<&[u8]> {
+    /// `len` bytes at `offset`, read together with what follows.
+    pub(crate) fn bytes(&mut self, source: &ReadSource, offset: u64, len: usize) -> io::Result<&[u8]> {
         if !self.holds(offset, len) {
             if self.buffer.capacity() < len {
                 self.buffer = Buffer::zeroed(len)?;
@@ -196,7 +211,11 @@ impl Chunk {
 }
 
 /// The transactions of one whole frame.
-fn decode(bytes: &[u8], header: &FrameHeader, incarnation: &Incarnation) -> Result<Vec<LeasedSlice>, String> {
+pub(crate) fn decode(
+    bytes: &[u8],
+    header: &FrameHeader,
+    incarnation: &Incarnation,
+) -> Result<Vec<LeasedSlice>, String> {
     if !FrameHeader::body_is_intact(bytes) {
         return Err("checksum mismatch".to_owned());
     }

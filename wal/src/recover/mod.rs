@@ -78,6 +78,16 @@ pub struct LogScan {
     pub key_uses: BTreeMap<Option<String>, KeyUse>,
     /// Files that carry a segment's name and belong to another channel or directory. Recovery refuses them.
     pub strays: Vec<String>,
+    /// Segments whose files end early: they were allocated whole, so something cut them. For inspection.
+    pub short: Vec<ShortSegment>,
+}
+
+/// A segment whose file is shorter than its header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortSegment {
+    pub slot: u64,
+    pub len: u64,
+    pub wanted: u64,
 }
 
 /// The frames of one key.
@@ -166,22 +176,7 @@ pub fn read_log(
 ) -> Result<LogScan, RecoverError> {
     let name = dir.name();
     let failed = |action: &str, error| RecoverError::Io { dir: name.clone(), action: action.to_owned(), error };
-    let mut scan = LogScan {
-        log,
-        dir: name.clone(),
-        segments: Vec::new(),
-        spares: Vec::new(),
-        lost_headers: Vec::new(),
-        fences: Vec::new(),
-        next_ordinal: 1,
-        next_slot: 1,
-        oldest_ordinal: 0,
-        marks: BTreeMap::new(),
-        frames: 0,
-        bytes_read: 0,
-        key_uses: BTreeMap::new(),
-        strays: Vec::new(),
-    };
+    let mut scan = LogScan::empty(log, &name);
     let recovers = purpose == Purpose::Recover;
     let (depth, from_disk) = match purpose {
         Purpose::Recover => (Depth::Bodies, true),
@@ -237,6 +232,9 @@ pub fn read_log(
                     scan.spares.push(Spare { slot, len, file, plain: header.key.is_none() });
                     continue;
                 }
+                if len < header.segment_len {
+                    scan.short.push(ShortSegment { slot, len, wanted: header.segment_len });
+                }
                 let found = scan_slot(file, slot, len, &header, keys, depth, keep)
                     .map_err(|error| failed(&format!("read segment {slot}"), error))?;
                 scan.take(found, recovers, visit)?;
@@ -272,6 +270,27 @@ pub fn read_log(
 }
 
 impl LogScan {
+    /// A log of which nothing is known.
+    pub fn empty(log: [u8; 16], dir: &str) -> LogScan {
+        LogScan {
+            log,
+            dir: dir.to_owned(),
+            segments: Vec::new(),
+            spares: Vec::new(),
+            lost_headers: Vec::new(),
+            fences: Vec::new(),
+            next_ordinal: 1,
+            next_slot: 1,
+            oldest_ordinal: 0,
+            marks: BTreeMap::new(),
+            frames: 0,
+            bytes_read: 0,
+            key_uses: BTreeMap::new(),
+            strays: Vec::new(),
+            short: Vec::new(),
+        }
+    }
+
     /// Takes in one segment; those after it are here already.
     fn take(&mut self, found: SlotScan, recovers: bool, visit: &mut Visit<'_>) -> Result<(), RecoverError> {
         let file_name = crate::log::slot_name(found.slot);
