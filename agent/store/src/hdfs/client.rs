@@ -262,18 +262,24 @@ impl FileSystem for HdfsFiles {
     }
 
     fn call_timed_out(&self) {
-        let mut connection = self.lock();
-        if connection.made.elapsed() < RECONNECT_AFTER {
-            return;
-        }
-        match build_client(&connection.settings) {
-            Ok(client) => {
-                tracing::warn!("hdfs://{}: a call got no answer; connecting anew", self.authority);
-                connection.client = client;
+        let settings = {
+            let mut connection = self.lock();
+            if connection.made.elapsed() < RECONNECT_AFTER {
+                return;
             }
-            Err(error) => tracing::error!("hdfs://{}: cannot connect anew: {error}", self.authority),
-        }
-        connection.made = Instant::now();
+            connection.made = Instant::now();
+            connection.settings.clone()
+        };
+        let Ok(runtime) = io_runtime() else { return };
+        let files = self.clone();
+        // Logging in may read files; the caller is an async task.
+        runtime.spawn_blocking(move || match build_client(&settings) {
+            Ok(client) => {
+                tracing::warn!("hdfs://{}: a call got no answer; connecting anew", files.authority);
+                files.lock().client = client;
+            }
+            Err(error) => tracing::error!("hdfs://{}: cannot connect anew: {error}", files.authority),
+        });
     }
 }
 
