@@ -315,6 +315,16 @@ impl Log {
         self.segments.iter()
     }
 
+    /// Segments to which nothing will ever be added, and of which everything is durable: a checkpoint may vouch for
+    /// them. The newest one is never among them, for a later run may go on in it.
+    pub fn sealed_segments(&self) -> impl Iterator<Item = &Segment> {
+        let open = self.segments.back().map_or(0, |segment| segment.ordinal);
+        let in_flight = self.in_flight.iter().map(|frame| frame.ordinal).min().unwrap_or(open);
+        let late = if self.late > 0 { 0 } else { open };
+        let first_unsealed = open.min(in_flight).min(late);
+        self.segments.iter().take_while(move |segment| segment.ordinal < first_unsealed)
+    }
+
     /// Bytes of files that the log holds.
     pub fn disk_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len).sum()
@@ -425,6 +435,7 @@ impl Log {
             end: start,
             encrypted: prepared.key.is_some(),
             key: prepared.key.clone(),
+            seal: header.key.as_ref().map(|key| (key.id.clone(), header.salt)),
             holes: Vec::new(),
         };
         match self.segments.back_mut().filter(|segment| segment.ordinal == header.ordinal) {

@@ -35,6 +35,8 @@ pub struct Incarnation {
     pub end: u64,
     pub encrypted: bool,
     pub key: Option<Arc<FrameKey>>,
+    /// Name of the channel key and salt that make `key`, for a checkpoint to remember.
+    pub seal: Option<(String, [u8; 32])>,
     /// Bytes before `end` that never counted.
     pub holes: Vec<(u64, u64)>,
 }
@@ -75,7 +77,7 @@ impl Segment {
             return None;
         }
         let after = self.index.partition_point(|entry| entry.seq <= seq);
-        Some(self.index[after.saturating_sub(1)].offset)
+        self.index.get(after.saturating_sub(1)).map(|entry| entry.offset)
     }
 
     /// The incarnation whose frames are at `offset`.
@@ -90,6 +92,18 @@ impl Segment {
             return Some(*end);
         }
         self.incarnations.iter().map(|incarnation| incarnation.start).filter(|start| *start > offset).min()
+    }
+
+    /// The sparse index as (event, offset), for a checkpoint.
+    pub(crate) fn index_entries(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.index.iter().map(|entry| (entry.seq, entry.offset))
+    }
+
+    /// Takes over what a checkpoint remembers.
+    pub(crate) fn restore(&mut self, first_seq: u64, end_seq: u64, index: &[(u64, u64)]) {
+        self.first_seq = first_seq;
+        self.end_seq = end_seq;
+        self.index = index.iter().map(|&(seq, offset)| IndexEntry { seq, offset }).collect();
     }
 
     /// Bytes of memory that the index takes.

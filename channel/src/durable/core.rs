@@ -16,9 +16,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use wal::device::Signal;
 use wal::log::{Chore, ChoreDone, Log};
+use wal::recover::known::KnownSegment;
 use wal::seal::Random;
 
 use super::cache::Cache;
+use super::checkpoint::{Checkpoint, KnownLog};
 use super::job::{Job, PendingPut, PendingState, PutSender, SettleSender};
 use super::queue::{ConsumerId, Queue};
 use super::sections::{Mark, SettledRuns};
@@ -64,6 +66,8 @@ pub(crate) struct CoreOptions {
     /// Bytes of segments on disk at which puts are refused.
     pub(crate) disk_bytes_max: Option<u64>,
     pub(crate) hot_tail_bytes: usize,
+    /// Shortest time between two checkpoints.
+    pub(crate) checkpoint_interval: Duration,
 }
 
 /// A ticket's answer, sent once the lock is free.
@@ -154,11 +158,17 @@ pub(crate) struct Core {
     unwitnessed: Option<(usize, Duration)>,
     next_handle: u64,
     closed: bool,
+    channel: [u8; 16],
+    /// Frames written since the last checkpoint.
+    unsaved: u64,
+    /// When the next checkpoint may be written.
+    checkpoint_at: Duration,
     pub(crate) counts: Counts,
 }
 
 /// What recovery hands over.
 pub(crate) struct Start {
+    pub(crate) channel: [u8; 16],
     pub(crate) logs: Vec<Log>,
     pub(crate) queue: Queue,
     pub(crate) notes: BTreeMap<(String, String), (u64, Bytes)>,
@@ -206,6 +216,9 @@ impl Core {
             unwitnessed: None,
             next_handle: 0,
             closed: false,
+            channel: start.channel,
+            unsaved: 0,
+            checkpoint_at: Duration::ZERO,
             counts: Counts::default(),
         };
         if !start.lost.is_empty() {
@@ -279,7 +292,34 @@ impl Core {
         let witness = self.unwitnessed.filter(|_| idle).map(|(_, due)| due);
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
         let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
-        [puts, stuck, takes, witness, order, retries].into_iter().flatten().min()
+        let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
+        [puts, stuck, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
+    }
+
+    /// The identity of the channel.
+    pub(crate) fn channel(&self) -> [u8; 16] {
+        self.channel
+    }
+
+    /// A checkpoint, if something has changed and the last one is old enough, or the channel closes.
+    pub(crate) fn next_checkpoint(&mut self, now: Duration) -> Option<Checkpoint> {
+        let closing = self.closed && self.is_flushed();
+        if self.unsaved == 0 || (now < self.checkpoint_at && !closing) {
+            return None;
+        }
+        self.unsaved = 0;
+        self.checkpoint_at = now + self.options.checkpoint_interval;
+        let log = |seat: &Seat| KnownLog {
+            log: seat.log.id(),
+            durable: seat.log.durable(),
+            segments: seat.log.sealed_segments().map(KnownSegment::of).collect(),
+        };
+        Some(Checkpoint {
+            snapshot: self.snapshot(),
+            unsettled: self.queue.unsettled(),
+            durable_seq: self.queue.durable_seq(),
+            logs: self.seats.iter().map(log).collect(),
+        })
     }
 
     /// File work for a log.

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use wal::format::frame::{FrameHeader, Mark as Place};
 use wal::recover::{Kept, LogScan};
 
+use super::checkpoint::Checkpoint;
 use super::ranges::RangeSet;
-use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, VersionedNote};
+use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, Snapshot, VersionedNote};
 use crate::settlement::SeqRange;
 
 /// Everything read, before anything is decided.
@@ -44,6 +45,13 @@ pub(crate) fn witnessed<'a>(scans: impl Iterator<Item = &'a LogScan> + Clone) ->
 }
 
 impl Found {
+    /// What a checkpoint says of the segments that it vouches for.
+    pub(crate) fn take_checkpoint(&mut self, checkpoint: &Checkpoint) {
+        self.coverage.insert_all(&checkpoint.unsettled);
+        self.durable_seq = self.durable_seq.max(checkpoint.durable_seq);
+        self.take_snapshot(checkpoint.snapshot.clone());
+    }
+
     pub(crate) fn take(&mut self, header: &FrameHeader, kept: &[Kept]) {
         self.floor = self.floor.max(header.floor);
         self.durable_seq = self.durable_seq.max(header.durable_seq);
@@ -72,19 +80,20 @@ impl Found {
                 }
             }
             NOTES => sections::decode_notes(&section.payload)?.into_iter().for_each(|note| self.take_note(note)),
-            SNAPSHOT => {
-                let snapshot = sections::decode_snapshot(&section.payload)?;
-                self.floor = self.floor.max(snapshot.floor);
-                self.settled.insert_all(&snapshot.settled);
-                self.version = self.version.max(snapshot.version);
-                let versions = snapshot.notes.iter().map(|note| note.version).collect();
-                self.take_snapshot_notes(snapshot.version, versions);
-                snapshot.notes.into_iter().for_each(|note| self.take_note(note));
-            }
+            SNAPSHOT => self.take_snapshot(sections::decode_snapshot(&section.payload)?),
             kind if !sections::is_known(kind) && !section.optional => self.unknown = Some(kind),
             _ => {}
         }
         Ok(())
+    }
+
+    fn take_snapshot(&mut self, snapshot: Snapshot) {
+        self.floor = self.floor.max(snapshot.floor);
+        self.settled.insert_all(&snapshot.settled);
+        self.version = self.version.max(snapshot.version);
+        let versions = snapshot.notes.iter().map(|note| note.version).collect();
+        self.take_snapshot_notes(snapshot.version, versions);
+        snapshot.notes.into_iter().for_each(|note| self.take_note(note));
     }
 
     fn take_snapshot_notes(&mut self, from: u64, versions: BTreeSet<u64>) {

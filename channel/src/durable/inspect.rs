@@ -349,7 +349,7 @@ impl Content {
         let mut own = Found::default();
         let purpose = Purpose::Inspect { depth: looking.depth, from_disk: looking.from_disk };
         let keep = |kind: u16| kind != TRANSACTION;
-        content.scan = read_log(dir, log, channel, &looking.keys, purpose, &keep, &mut |header, kept| {
+        content.scan = read_log(dir, log, channel, &looking.keys, purpose, &[], &keep, &mut |header, kept| {
             content.frames += 1;
             content.frame_bytes += u64::from(header.stored_len);
             content.events += u64::from(header.seq_count);

@@ -5,6 +5,7 @@
 //! done. `docs/architecture.md` walks through a put and a take.
 
 mod cache;
+mod checkpoint;
 mod core;
 mod found;
 pub mod inspect;

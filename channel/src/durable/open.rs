@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use wal::device::Device;
+use wal::format::frame::Mark as Place;
 use wal::format::identity::{Identity, Member};
 use wal::format::{Classified, Damage};
 use wal::io::buffer::Buffer;
@@ -16,9 +17,10 @@ use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
 use wal::log::{Log, LogOptions, slot_of};
 use wal::recover::cases::Case;
-use wal::recover::{Finding, Purpose, RecoverError, read_log};
+use wal::recover::{Finding, LogScan, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
 
+use super::checkpoint::Checkpoint;
 use super::core::Start;
 use super::found::{Found, witnessed};
 use super::queue::Queue;
@@ -127,6 +129,8 @@ pub struct Recovery {
     pub queued_events: u64,
     pub frames: u64,
     pub bytes_read: u64,
+    /// Segments that a checkpoint vouched for, so that they were not read.
+    pub vouched_segments: u64,
     /// Places where unacknowledged writes were torn.
     pub torn: u64,
     /// Whole frames that nothing proves to have been acknowledged; their transactions are kept.
@@ -142,35 +146,17 @@ pub(crate) fn open(
     settings: &OpenSettings,
     random: &dyn Random,
     now_ms: u64,
+    checkpoint_dir: Option<&dyn Dir>,
 ) -> Result<(Start, Recovery), OpenError> {
-    let identities = identify(dirs, random, now_ms)?;
-    let (mut scans, mut found, mut ends) = (Vec::new(), Found::default(), Vec::new());
-    for (OpenDir { dir, .. }, identity) in dirs.iter().zip(&identities) {
-        let mut own = Found::default();
-        let keep = |kind: u16| kind != TRANSACTION;
-        let scan = read_log(
-            &**dir,
-            identity.log,
-            identity.channel,
-            &settings.keys,
-            Purpose::Recover,
-            &keep,
-            &mut |header, kept| {
-                own.take(header, kept);
-            },
-        )?;
-        if let Some(kind) = own.unknown {
-            return Err(OpenError::UnknownSection { dir: dir.name(), kind });
-        }
-        if let Some(what) = own.malformed.take() {
-            return Err(OpenError::Malformed { dir: dir.name(), what });
-        }
-        ends.push(std::mem::take(&mut own.ends));
-        found.merge(own);
-        scans.push(scan);
-    }
-    let witnessed = witnessed(scans.iter());
-    let mut recovery = Recovery::default();
+    let plan = identify(dirs, random, now_ms)?;
+    let identities = &plan.identities;
+    let known = known_of(checkpoint_dir, identities, &settings.keys);
+    let (scans, found, ends, witnessed, vouched) = match read_all(dirs, identities, settings, known.as_ref())? {
+        Some(read) => read,
+        // The checkpoint does not fit the files: it never counts more than they do.
+        None => read_all(dirs, identities, settings, None)?.expect("without a checkpoint there is nothing to fit"),
+    };
+    let mut recovery = Recovery { vouched_segments: vouched, ..Recovery::default() };
     for (scan, ends) in scans.iter().zip(ends) {
         recovery.frames += scan.frames;
         recovery.bytes_read += scan.bytes_read;
@@ -192,6 +178,7 @@ pub(crate) fn open(
     if settings.on_damage == OnDamage::Refuse && (!lost.is_empty() || !damaged.is_empty()) {
         return Err(OpenError::Damaged(Box::new(DamageReport { findings: damaged, lost })));
     }
+    plan.write(dirs)?;
     let queued = found.queued();
     recovery.queued_events = queued.count();
     let mut settled = found.settled.clone();
@@ -199,7 +186,7 @@ pub(crate) fn open(
     let unresolved = voids.iter().copied().collect();
     let queue = Queue::recovered(queued, settled, unresolved, next_seq);
     let mut logs = Vec::new();
-    for ((OpenDir { dir, device }, identity), scan) in dirs.iter().zip(&identities).zip(scans) {
+    for ((OpenDir { dir, device }, identity), scan) in dirs.iter().zip(identities).zip(scans) {
         let options = LogOptions {
             channel: identity.channel,
             log: identity.log,
@@ -214,7 +201,72 @@ pub(crate) fn open(
         logs.push(log);
     }
     let notes = found.live_notes();
-    Ok((Start { logs, queue, notes, version: found.version, voids, lost }, recovery))
+    let channel = identities[0].channel;
+    Ok((Start { channel, logs, queue, notes, version: found.version, voids, lost }, recovery))
+}
+
+/// The checkpoint, if it is there and of use.
+fn known_of(dir: Option<&dyn Dir>, identities: &[Identity], keys: &[ChannelKey]) -> Option<Checkpoint> {
+    let (dir, identity) = (dir?, identities.first()?);
+    match Checkpoint::read(dir, &identity.channel, keys) {
+        Ok(checkpoint) => checkpoint,
+        Err(why) => {
+            tracing::warn!(dir = dir.name(), why, "the checkpoint is set aside; everything is read");
+            None
+        }
+    }
+}
+
+type ReadAll = (Vec<LogScan>, Found, Vec<Vec<Place>>, BTreeMap<[u8; 16], Place>, u64);
+
+/// Reads every log; `None` when the checkpoint does not fit them.
+fn read_all(
+    dirs: &[OpenDir],
+    identities: &[Identity],
+    settings: &OpenSettings,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Option<ReadAll>, OpenError> {
+    let (mut scans, mut found, mut ends) = (Vec::new(), Found::default(), Vec::new());
+    let mut vouched = 0;
+    for (OpenDir { dir, .. }, identity) in dirs.iter().zip(identities) {
+        let mut own = Found::default();
+        let known = checkpoint.and_then(|checkpoint| checkpoint.logs.iter().find(|known| known.log == identity.log));
+        let segments = known.map_or(&[][..], |known| &known.segments);
+        let scan = read_log(
+            &**dir,
+            identity.log,
+            identity.channel,
+            &settings.keys,
+            Purpose::Recover,
+            segments,
+            &|kind| kind != TRANSACTION,
+            &mut |header, kept| own.take(header, kept),
+        )?;
+        if !scan.has_all(segments) {
+            tracing::warn!(dir = dir.name(), "the checkpoint does not fit the segments; everything is read");
+            return Ok(None);
+        }
+        if let Some(kind) = own.unknown {
+            return Err(OpenError::UnknownSection { dir: dir.name(), kind });
+        }
+        if let Some(what) = own.malformed.take() {
+            return Err(OpenError::Malformed { dir: dir.name(), what });
+        }
+        vouched += scan.vouched;
+        ends.push(std::mem::take(&mut own.ends));
+        found.merge(own);
+        scans.push(scan);
+    }
+    let mut witnessed = witnessed(scans.iter());
+    if let Some(checkpoint) = checkpoint {
+        found.take_checkpoint(checkpoint);
+        for known in &checkpoint.logs {
+            if let Some(mark) = witnessed.get_mut(&known.log) {
+                *mark = (*mark).max(known.durable);
+            }
+        }
+    }
+    Ok(Some((scans, found, ends, witnessed, vouched)))
 }
 
 /// What was torn is fenced for good before anything is served.
@@ -233,7 +285,7 @@ fn write_verdict(log: &mut Log, dir: &dyn Dir, random: &dyn Random, now_ms: u64)
 }
 
 /// Locks are the caller's; here each directory says whose it is, and new ones are told.
-fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Vec<Identity>, OpenError> {
+fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, OpenError> {
     if dirs.len() > MEMBERS_MAX {
         return Err(OpenError::TooManyDirectories { given: dirs.len() });
     }
@@ -298,23 +350,37 @@ fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Vec<Id
     let generation = newest.as_ref().map_or(0, |newest| newest.generation) + u64::from(grown);
     // New directories first: until the old ones know of them they hold nothing.
     let order = fresh.iter().copied().chain((0..dirs.len()).filter(|index| !fresh.contains(index)));
-    let mut identities: BTreeMap<usize, Identity> = BTreeMap::new();
-    for index in order {
-        let log = found[index].as_ref().map(|identity| identity.log).unwrap_or_else(|| ids[&index]);
-        let created_ms = found[index].as_ref().map_or(now_ms, |identity| identity.created_ms);
-        let members = if members.is_empty() { Vec::new() } else { members.clone() };
-        let wanted = Identity { channel, log, generation, created_ms, members };
-        if found[index].as_ref() != Some(&wanted) {
-            let dir = &dirs[index].dir;
-            durable::put(&**dir, IDENTITY, &wanted.encode()).map_err(|error| OpenError::Io {
+    let identity = |index: usize| Identity {
+        channel,
+        log: found[index].as_ref().map_or_else(|| ids[&index], |identity| identity.log),
+        generation,
+        created_ms: found[index].as_ref().map_or(now_ms, |identity| identity.created_ms),
+        members: members.clone(),
+    };
+    Ok(Plan {
+        identities: (0..dirs.len()).map(identity).collect(),
+        writes: order.filter(|index| found[*index].as_ref() != Some(&identity(*index))).collect(),
+    })
+}
+
+/// Whose each directory is, and which of them are still to be told, in this order.
+struct Plan {
+    identities: Vec<Identity>,
+    writes: Vec<usize>,
+}
+
+impl Plan {
+    fn write(&self, dirs: &[OpenDir]) -> Result<(), OpenError> {
+        for index in &self.writes {
+            let dir = &dirs[*index].dir;
+            durable::put(&**dir, IDENTITY, &self.identities[*index].encode()).map_err(|error| OpenError::Io {
                 dir: dir.name(),
                 action: "write the identity".to_owned(),
                 error,
             })?;
         }
-        identities.insert(index, wanted);
+        Ok(())
     }
-    Ok(identities.into_values().collect())
 }
 
 /// The identity of a directory; `None` when it has none.

@@ -58,6 +58,13 @@ impl Queue {
         &self.queued
     }
 
+    /// Durable events that are not durably settled.
+    pub(crate) fn unsettled(&self) -> RangeSet {
+        let mut all = self.queued.clone();
+        self.leased.values().chain([&self.settling]).for_each(|ranges| all.insert_all(ranges));
+        all
+    }
+
     pub(crate) fn leased_count(&self) -> u64 {
         self.leased_count
     }

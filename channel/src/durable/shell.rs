@@ -72,6 +72,10 @@ pub struct DurableOptions {
     pub on_damage: OnDamage,
     /// `None` probes each directory for direct I/O.
     pub backend: Option<Backend>,
+    /// Where checkpoints go; `None` for the first data directory.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Shortest time between two checkpoints.
+    pub checkpoint_interval: Duration,
     /// Treats each directory as a disk of its own, whatever device it is on.
     pub separate_flush_domains: bool,
 }
@@ -93,6 +97,8 @@ impl DurableOptions {
             old_keys: Vec::new(),
             on_damage: OnDamage::Refuse,
             backend: None,
+            checkpoint_dir: None,
+            checkpoint_interval: Duration::from_secs(30),
             separate_flush_domains: false,
         }
     }
@@ -105,6 +111,8 @@ struct Shared {
     /// Raised for chores, reads and the clock.
     others: Arc<Signal>,
     dirs: Vec<Arc<dyn Dir>>,
+    checkpoint_dir: Arc<dyn Dir>,
+    key: Option<ChannelKey>,
     started: Instant,
     transaction_capacity: usize,
     stopping: std::sync::atomic::AtomicBool,
@@ -188,11 +196,23 @@ impl DurableChannel {
             keys,
             on_damage: options.on_damage,
         };
-        let (start, recovery) = open(&dirs, &settings, &OsRandom, wall_ms())?;
+        let checkpoint_dir: Arc<dyn Dir> = match &options.checkpoint_dir {
+            None => Arc::clone(&dirs[0].dir),
+            Some(path) => {
+                let failed = |error| OpenError::Io {
+                    dir: path.display().to_string(),
+                    action: "open the checkpoint directory".to_owned(),
+                    error,
+                };
+                Arc::new(RealDir::open_or_create(path, Some(Backend::Buffered)).map_err(failed)?)
+            }
+        };
+        let (start, recovery) = open(&dirs, &settings, &OsRandom, wall_ms(), Some(&*checkpoint_dir))?;
         tracing::info!(
             channel = options.name,
             queued = recovery.queued_events,
             frames = recovery.frames,
+            vouched_segments = recovery.vouched_segments,
             torn = recovery.torn,
             unproven_frames = recovery.unproven_frames,
             lost = recovery.lost_events,
@@ -205,6 +225,7 @@ impl DurableChannel {
             keep_alive: options.keep_alive,
             disk_bytes_max: options.disk_bytes_max,
             hot_tail_bytes: options.hot_tail_bytes,
+            checkpoint_interval: options.checkpoint_interval,
         };
         let writes = Arc::new(Signal::default());
         let core = Core::new(core_options, Arc::new(OsRandom), Arc::clone(&writes), start);
@@ -213,6 +234,8 @@ impl DurableChannel {
             writes,
             others: Arc::new(Signal::default()),
             dirs: dirs.iter().map(|open| Arc::clone(&open.dir)).collect(),
+            checkpoint_dir,
+            key: options.key.clone(),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
             stopping: std::sync::atomic::AtomicBool::new(false),
@@ -249,6 +272,8 @@ impl DurableChannel {
         }
         let shared = Arc::clone(&self.shared);
         start("read".to_owned(), Box::new(move || read_loop(&shared)))?;
+        let shared = Arc::clone(&self.shared);
+        start("ckpt".to_owned(), Box::new(move || checkpoint_loop(&shared)))?;
         let shared = Arc::clone(&self.shared);
         start("clock".to_owned(), Box::new(move || clock_loop(&shared)))?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
@@ -364,6 +389,28 @@ fn read_loop(shared: &Shared) {
         };
         let done = job.run(&mut cursors);
         shared.step(|core, now, answers| core.read_done(now, done, answers));
+    }
+}
+
+/// Saves what makes the next start fast. A failure costs nothing else.
+fn checkpoint_loop(shared: &Shared) {
+    loop {
+        let seen = shared.others.count();
+        let (checkpoint, channel) = {
+            let mut core = shared.lock();
+            (core.next_checkpoint(shared.now()), core.channel())
+        };
+        let Some(checkpoint) = checkpoint else {
+            if shared.is_stopping() {
+                return;
+            }
+            shared.others.wait(seen, None);
+            continue;
+        };
+        if let Err(error) = checkpoint.write(&*shared.checkpoint_dir, &channel, shared.key.as_ref(), &OsRandom) {
+            tracing::warn!(dir = shared.checkpoint_dir.name(), %error, "no checkpoint; the next start reads more");
+            shared.lock().counts.checkpoint_errors += 1;
+        }
     }
 }
 

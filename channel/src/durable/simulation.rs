@@ -68,6 +68,9 @@ pub struct Report {
     pub torn: u64,
     pub unproven: u64,
     pub disk_failures: u64,
+    pub checkpoints: u64,
+    /// Segments that recovery did not read because of them.
+    pub vouched: u64,
     /// Folded over everything that was observed: one seed, one hash.
     pub trace: u64,
 }
@@ -270,7 +273,8 @@ impl World {
             keys: self.key().into_iter().collect(),
             on_damage: OnDamage::Refuse,
         };
-        let (start, recovery) = open(&dirs, &settings, &*self.random, 1)?;
+        let checkpoint_dir = disks[0].dir("ckpt");
+        let (start, recovery) = open(&dirs, &settings, &*self.random, 1, Some(&*checkpoint_dir))?;
         let options = CoreOptions {
             name: "c1".to_owned(),
             capacity: 10_000,
@@ -278,6 +282,7 @@ impl World {
             keep_alive: Duration::from_secs(1),
             disk_bytes_max: None,
             hot_tail_bytes: 2000,
+            checkpoint_interval: Duration::from_millis(20),
         };
         let random = Arc::clone(&self.random);
         Ok((Core::new(options, random, Arc::new(Signal::default()), start), recovery))
@@ -287,6 +292,7 @@ impl World {
         let (mut core, recovery) = self.open(&self.disks)?;
         self.report.torn += recovery.torn;
         self.report.unproven += recovery.unproven_frames;
+        self.report.vouched += recovery.vouched_segments;
         let producers = (0..3).map(|_| core.handle()).collect();
         let consumers = (0..2).map(|_| core.handle()).collect();
         Ok(Life {
@@ -347,6 +353,14 @@ impl World {
                 }
             }
             17 | 18 => self.settle(life, &mut answers),
+            19 if self.rng.chance(2) => {
+                if let Some(checkpoint) = life.core.next_checkpoint(self.now) {
+                    let (dir, channel) = (self.disks[0].dir("ckpt"), life.core.channel());
+                    // One that fails costs the next start time, and nothing else.
+                    let written = checkpoint.write(&*dir, &channel, self.key().as_ref(), &*self.random);
+                    self.report.checkpoints += u64::from(written.is_ok());
+                }
+            }
             _ => {
                 self.now += Duration::from_millis(self.rng.below(200));
                 life.core.tick(self.now, &mut answers);
@@ -696,10 +710,13 @@ mod tests {
             total.torn += report.torn;
             total.unproven += report.unproven;
             total.disk_failures += report.disk_failures;
+            total.checkpoints += report.checkpoints;
+            total.vouched += report.vouched;
         }
         println!("{total:?}");
         assert!(total.crashes > 800 && total.events_acknowledged > 4000 && total.events_settled > 500, "{total:?}");
         assert!(total.torn > 50 && total.unproven > 50 && total.disk_failures > 20, "{total:?}");
+        assert!(total.checkpoints > 500 && total.vouched > 100, "{total:?}");
     }
 
     #[test]

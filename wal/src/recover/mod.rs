@@ -6,6 +6,7 @@
 //! one segment. `docs/recovery.md` has the table of cases.
 
 pub mod cases;
+pub mod known;
 pub mod scan;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::log::{Recovered, slot_of};
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
+use known::KnownSegment;
 use scan::{Depth, IncarnationScan, KeyState, SlotScan, scan_slot};
 
 /// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
@@ -74,6 +76,8 @@ pub struct LogScan {
     pub marks: BTreeMap<[u8; 16], Mark>,
     pub frames: u64,
     pub bytes_read: u64,
+    /// Segments taken from a checkpoint, unread.
+    pub vouched: u64,
     /// What each key encrypts, by its id; `None` is for plain frames.
     pub key_uses: BTreeMap<Option<String>, KeyUse>,
     /// Files that carry a segment's name and belong to another channel or directory. Recovery refuses them.
@@ -171,6 +175,7 @@ pub fn read_log(
     channel: [u8; 16],
     keys: &[ChannelKey],
     purpose: Purpose,
+    known: &[KnownSegment],
     keep: &dyn Fn(u16) -> bool,
     visit: &mut Visit<'_>,
 ) -> Result<LogScan, RecoverError> {
@@ -232,6 +237,13 @@ pub fn read_log(
                     scan.spares.push(Spare { slot, len, file, plain: header.key.is_none() });
                     continue;
                 }
+                if let Some(known) = known.iter().find(|known| known.is(&header, len))
+                    && let Some(segment) = known.attach(Arc::clone(&file), keys)
+                {
+                    scan.vouched += 1;
+                    scan.segments.push(ScannedSegment { segment, incarnations: Vec::new(), previous_end: 0 });
+                    continue;
+                }
                 if len < header.segment_len {
                     scan.short.push(ShortSegment { slot, len, wanted: header.segment_len });
                 }
@@ -285,6 +297,7 @@ impl LogScan {
             marks: BTreeMap::new(),
             frames: 0,
             bytes_read: 0,
+            vouched: 0,
             key_uses: BTreeMap::new(),
             strays: Vec::new(),
             short: Vec::new(),
@@ -315,7 +328,9 @@ impl LogScan {
             let IncarnationScan { header, start, frames, gaps, tail, tail_end, key } = incarnation;
             let fences: Vec<Fence> = self.fences_of(found.ordinal, header.incarnation).collect();
             let frames_end = frames.last().map_or(start, |frame| frame.header.end());
+            let seal = header.key.as_ref().map(|key| (key.id.clone(), header.salt));
             segment.incarnations.push(Incarnation {
+                seal,
                 id: header.incarnation,
                 start,
                 end: start,
@@ -390,6 +405,12 @@ impl LogScan {
     /// Files without frames that count, and their bytes.
     pub fn spares(&self) -> (usize, u64) {
         (self.spares.len(), self.spares.iter().map(|spare| spare.len).sum())
+    }
+
+    /// Whether every segment that a checkpoint knows is here, or was given back since.
+    pub fn has_all(&self, known: &[KnownSegment]) -> bool {
+        let here = |known: &KnownSegment| self.segments.iter().any(|found| found.segment.ordinal == known.ordinal);
+        known.iter().all(|known| known.ordinal < self.oldest_ordinal || here(known))
     }
 
     /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.

@@ -152,6 +152,7 @@ impl Core {
         let header = &reservation.header;
         self.unwitnessed = if header.witness { None } else { Some((index, now + WITNESS_AFTER)) };
         self.counts.frames += 1;
+        self.unsaved += 1;
         Job {
             log: index,
             puts,
