@@ -139,8 +139,13 @@ async fn publish(store: &Store, from: &str, names: &Names, counter: i64) -> Resu
     Err(StoreError::AlreadyExists { path: names.published(counter + NAMES_MAX - 1) })
 }
 
-/// 1. End the writing. 2. Nothing settled: delete. 3. Else cut what lies beyond the settled length: those events come
-/// again, and half of one would make the file unreadable. 4. Publish. A crash between two steps repeats the first.
+/// Heals one file, in steps that a crash may repeat from the first:
+///
+/// 1. End the writing.
+/// 2. Nothing settled: delete the file; its events come again.
+/// 3. Cut what lies beyond the settled length: those events come again too, and half of one would make the file
+///    unreadable.
+/// 4. Publish.
 async fn heal_leftover(store: &Store, leftover: &Leftover) -> Result<Healing, StoreError> {
     let published = leftover.names.published(leftover.counter);
     let in_use = leftover.in_use.as_str();

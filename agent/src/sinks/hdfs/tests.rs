@@ -222,9 +222,8 @@ impl World {
         while !enough(self) {
             assert!(Instant::now() < end, "still not there: {:?}, {errors:?}", self.tree());
             let round = sink.round(&self.context, &mut *self.consumer);
-            match tokio::time::timeout(Duration::from_millis(200), round).await {
-                Ok(Err(error)) => errors.push(error),
-                Ok(Ok(_)) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(Duration::from_millis(200), round).await {
+                errors.push(error);
             }
         }
         errors
