@@ -169,6 +169,10 @@ struct Outline {
 pub type Visit<'a> = dyn FnMut(&FrameHeader, &[Kept]) + 'a;
 
 /// Reads one log. `keep` names the kinds of sections that `visit` wants to see.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "all of them are plain inputs, and a struct of them would be made for one call"
+)]
 pub fn read_log(
     dir: &dyn Dir,
     log: [u8; 16],

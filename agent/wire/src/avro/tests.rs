@@ -20,7 +20,10 @@ fn frame(bytes: &[u8]) -> Frame {
     frame
 }
 
-fn batch(events: &[(&[(&str, &str)], &[u8])]) -> EventBatch {
+/// Headers and body.
+type Written<'a> = (&'a [(&'a str, &'a str)], &'a [u8]);
+
+fn batch(events: &[Written<'_>]) -> EventBatch {
     let mut batch = EventBatch::new();
     for (headers, body) in events {
         batch.push(headers.iter().copied(), body);
@@ -272,10 +275,10 @@ proptest! {
         let known = KnownProtocols::new();
         let (mut server, mut client) = (ServerSession::new(), ClientSession::new());
         if established {
-            let _ = server.request(&frame(&hex(FIRST_CALL)).payload, &known);
-            let _ = client.response(&frame(&hex(FIRST_ANSWER)).payload);
+            drop(server.request(&frame(&hex(FIRST_CALL)).payload, &known));
+            drop(client.response(&frame(&hex(FIRST_ANSWER)).payload));
         }
-        let _ = server.request(&bytes, &known);
-        let _ = client.response(&bytes);
+        drop(server.request(&bytes, &known));
+        drop(client.response(&bytes));
     }
 }

@@ -32,6 +32,9 @@ pub(crate) struct Fixture {
     key: Option<ChannelKey>,
 }
 
+/// One header and the body.
+type Written<'a> = ([(&'a str, &'a str); 1], &'a [u8]);
+
 impl Fixture {
     pub(crate) fn new(dirs: usize, key: Option<ChannelKey>) -> Fixture {
         let root = tempfile::tempdir().unwrap();
@@ -72,7 +75,7 @@ impl Fixture {
         open.close().wait().unwrap();
     }
 
-    pub(crate) fn put(&self, events: &[([(&str, &str); 1], &[u8])]) {
+    pub(crate) fn put(&self, events: &[Written<'_>]) {
         let open = self.open();
         let mut batch = EventBatch::new();
         for (headers, body) in events {
