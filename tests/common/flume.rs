@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::events::{self, Event};
 use crate::java::{self, Module};
 use crate::process::Process;
-use crate::repository;
+use crate::{http, ports, repository};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// An agent whose HDFS is gone does not stop by itself; after this it is killed.
@@ -32,6 +32,7 @@ const LOG4J2: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 
 pub struct FlumeAgent {
     process: Process,
+    metrics_port: u16,
     directory: TempDir,
 }
 
@@ -47,7 +48,13 @@ impl FlumeAgent {
         let text = properties.replace("$DIR", &root.display().to_string());
         fs::write(configuration.join("agent.properties"), text).expect("write agent.properties");
         let class_path = format!("{}:{}", configuration.display(), java::class_path(Module::FlumeAgent));
-        let mut arguments = java::arguments(256, &["-XX:MaxDirectMemorySize=128m".to_owned()], &class_path);
+        let metrics_port = ports::free();
+        let flags = [
+            "-XX:MaxDirectMemorySize=128m".to_owned(),
+            "-Dflume.monitoring.type=http".to_owned(),
+            format!("-Dflume.monitoring.port={metrics_port}"),
+        ];
+        let mut arguments = java::arguments(256, &flags, &class_path);
         let file = configuration.join("agent.properties").display().to_string();
         for text in ["org.apache.flume.node.Application", "--no-reload-conf", "--conf-file", &file, "--name", "a1"] {
             arguments.push(text.to_owned());
@@ -56,7 +63,7 @@ impl FlumeAgent {
         for port in ports {
             process.await_ready(&format!("port {port} accepts"), START_LIMIT, |_| accepts(*port));
         }
-        FlumeAgent { process, directory }
+        FlumeAgent { process, metrics_port, directory }
     }
 
     pub fn directory(&self) -> &Path {
@@ -65,6 +72,12 @@ impl FlumeAgent {
 
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// One of Flume's own counters; `None` while it does not answer.
+    pub fn counter(&self, component: &str, name: &str) -> Option<u64> {
+        let answer = http::get(self.metrics_port, "/metrics")?;
+        http::counter(&answer, component, name)
     }
 
     /// SIGTERM, so that sinks close their files; SIGKILL when that does not help.

@@ -33,3 +33,9 @@ pub fn request(port: u16, method: &str, path: &str, body: &[u8]) -> Option<Answe
 pub fn get(port: u16, path: &str) -> Option<Answer> {
     request(port, "GET", path, b"")
 }
+
+/// One counter of a `/metrics` answer in Flume's form, where every value is text.
+pub fn counter(answer: &Answer, component: &str, name: &str) -> Option<u64> {
+    let counters: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+    counters.get(component)?.get(name)?.as_str()?.parse().ok()
+}

@@ -164,7 +164,6 @@ impl Agent {
 
     /// One counter, which Flume writes as text: `counter("CHANNEL.c1", "ChannelSize")`.
     pub fn counter(&self, component: &str, name: &str) -> Option<u64> {
-        let counters = self.counters()?;
-        counters.get(component)?.get(name)?.as_str()?.parse().ok()
+        http::counter(&http::get(self.metrics_port, "/metrics")?, component, name)
     }
 }
