@@ -27,11 +27,22 @@ pub(super) static ENTRY: ChannelEntry = ChannelEntry {
 };
 
 const ALWAYS_SYNCED: &str = "every transaction is on stable storage before it is acknowledged, whatever this says";
-const IN_THE_LOG: &str = "checkpoints are part of the log in dataDirs, written as needed, and no start depends on them";
+const ONE_IS_ENOUGH: &str = "no start depends on a checkpoint, so one is enough";
 
 static KEYS: &[Key] = &[
-    Key::inert("checkpointDir", "Directory of the checkpoints.", IN_THE_LOG),
-    Key::inert("checkpointInterval", "Time between two checkpoints.", IN_THE_LOG),
+    Key::path(
+        "checkpointDir",
+        KeyDefault::Is("~/.flume/file-channel/checkpoint"),
+        "Directory of the checkpoint, which makes a start fast and which nothing depends on. Ours is in its sub-directory `penstock`.",
+    ),
+    Key::integer(
+        "checkpointInterval",
+        1000,
+        i64::MAX,
+        "ms",
+        KeyDefault::Is("30000"),
+        "Shortest time between two checkpoints.",
+    ),
     Key::text(
         "dataDirs",
         KeyDefault::Is("~/.flume/file-channel/data"),
@@ -63,9 +74,9 @@ static KEYS: &[Key] = &[
         KeyDefault::Is("524288000"),
         "Free space that is left alone on every disk: below it puts are refused, and takes go on.",
     ),
-    Key::inert("useDualCheckpoints", "A second checkpoint.", IN_THE_LOG),
-    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", IN_THE_LOG),
-    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", IN_THE_LOG),
+    Key::inert("useDualCheckpoints", "A second checkpoint.", ONE_IS_ENOUGH),
+    Key::inert("backupCheckpointDir", "Where the second checkpoint goes.", ONE_IS_ENOUGH),
+    Key::inert("compressBackupCheckpoint", "Compress the second checkpoint.", ONE_IS_ENOUGH),
     Key::inert("checkpointOnClose", "Write a checkpoint when stopping.", "a stop always leaves a fast start behind"),
     Key::inert("use-log-replay-v1", "Flume's old replay.", "there is one replay, which needs no checkpoint"),
     Key::inert("use-fast-replay", "Flume's fast replay.", "there is one replay, which needs no checkpoint"),
@@ -275,6 +286,8 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
             "buffered" => Some(Backend::Buffered),
             _ => None,
         },
+        checkpoint_dir: Some(expand_home(settings.text("checkpointDir").trim()).join(OWN_DIR)),
+        checkpoint_interval: Duration::from_millis(settings.count("checkpointInterval") as u64),
         separate_flush_domains: settings.choice("penstock.flushDomains") == "separate",
         ..DurableOptions::new(settings.name(), own_dirs)
     };
