@@ -2,6 +2,31 @@
 //!
 //! This crate knows events, transactions, capacity, checkpoints and the in-memory event queue. It has never heard of
 //! sockets, sinks or an async runtime: a [`Ticket`] is a plain `Future` that can also be waited on.
+//!
+//! ```
+//! use channel::*;
+//! use std::time::Duration;
+//!
+//! let scratch = tempfile::tempdir()?;
+//! let options = || DurableOptions::new("c1", vec![scratch.path().join("data")]);
+//! let channel = DurableChannel::open(options(), &Devices::new())?;
+//!
+//! let mut batch = EventBatch::new();
+//! batch.push([("host", "web-1")], b"first");
+//! batch.push([("host", "web-2")], b"second");
+//! channel.producer().put(batch).wait()?; // durable now
+//!
+//! let limits = TakeLimits { events: 1, bytes: 1 << 20 };
+//! let mut consumer = channel.consumer("sink");
+//! let lease = consumer.take(limits, Duration::from_secs(9)).wait()?;
+//! assert_eq!(lease.iter().next().unwrap().1.body(), b"first");
+//! consumer.settle(vec![Settlement::delivered(lease.ranges())]).wait()?;
+//! drop((consumer, channel));
+//!
+//! let channel = DurableChannel::open(options(), &Devices::new())?; // reopened: one event is left
+//! assert_eq!(channel.stats().size_events, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod api;
 #[cfg(feature = "conformance")]
