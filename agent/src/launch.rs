@@ -176,10 +176,22 @@ async fn control_loop(
     }
 }
 
+/// Signals this close together are one: wrappers such as `timeout` tell the process and its group.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
+
 async fn stop(running: Running, limit: Duration, signals: &mut Signals) -> Remains {
+    let first = std::time::Instant::now();
+    let second = async {
+        loop {
+            let name = signals.next().await;
+            if first.elapsed() >= ONE_SIGNAL {
+                return name;
+            }
+        }
+    };
     tokio::select! {
         remains = running.stop(limit) => remains,
-        name = signals.next() => {
+        name = second => {
             Remains { abandoned: vec![format!("the agent (a second signal, {name})")], ..Remains::default() }
         }
     }
