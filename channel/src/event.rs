@@ -247,7 +247,8 @@ impl EventSlice {
         if common_count > encoded.len() as u64 {
             return Err(MalformedEvents("more common headers than bytes"));
         }
-        let mut common = Vec::with_capacity(common_count as usize);
+        // Grows as they come: room for as many as are claimed would be many times the bytes present.
+        let mut common = Vec::new();
         for _ in 0..common_count {
             let existing = match encoded.get(at) {
                 Some(0) => Existing::Keep,

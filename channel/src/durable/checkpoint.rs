@@ -74,7 +74,7 @@ impl Checkpoint {
         out
     }
 
-    fn decode_body(body: &[u8]) -> Result<Checkpoint, String> {
+    pub(crate) fn decode_body(body: &[u8]) -> Result<Checkpoint, String> {
         let text = |error: crate::event::MalformedEvents| error.to_string();
         let mut at = 0;
         let snapshot = take_snapshot(body, &mut at).map_err(text)?;

@@ -21,6 +21,7 @@ use wal::recover::scan::{Depth, first_header};
 use wal::recover::{Finding, KeyUse, LogScan, Purpose, RecoverError, ShortSegment, read_log};
 use wal::seal::ChannelKey;
 
+use super::checkpoint::Checkpoint;
 use super::found::{Found, witnessed};
 use super::open::{IDENTITY, OpenError, read_identity};
 use super::ranges::RangeSet;
@@ -554,4 +555,9 @@ pub fn check_section(kind: u16, payload: &[u8]) -> Result<(), MalformedEvents> {
         SNAPSHOT => sections::decode_snapshot(payload).map(drop),
         _ => Ok(()),
     }
+}
+
+/// Whether these are the contents of a checkpoint.
+pub fn check_checkpoint(body: &[u8]) -> Result<(), String> {
+    Checkpoint::decode_body(body).map(drop)
 }

@@ -133,7 +133,8 @@ fn take_runs(bytes: &[u8], at: &mut usize) -> Result<Vec<SeqRange>, MalformedEve
     if count > bytes.len() as u64 {
         return Err(MalformedEvents("more runs than bytes"));
     }
-    let mut runs = Vec::with_capacity(count as usize);
+    // Grows as they come: room for as many as are claimed would be many times the bytes present.
+    let mut runs = Vec::new();
     for _ in 0..count {
         let (start, len) = (take_varint(bytes, at)?, take_varint(bytes, at)?);
         match start.checked_add(len) {
@@ -149,7 +150,7 @@ fn take_notes(bytes: &[u8], at: &mut usize) -> Result<Vec<VersionedNote>, Malfor
     if count > bytes.len() as u64 {
         return Err(MalformedEvents("more notes than bytes"));
     }
-    let mut notes = Vec::with_capacity(count as usize);
+    let mut notes = Vec::new();
     for _ in 0..count {
         let version = take_varint(bytes, at)?;
         let owner = take_string(bytes, at)?.to_owned();

@@ -155,7 +155,8 @@ impl IncarnationHeader {
             return Err(Damage::Value("segment_len"));
         }
         let offset = OFFSET.u64(page);
-        if !offset.is_multiple_of(PAGE as u64) || offset + SEGMENT_MIN > segment_len {
+        // Not `offset + SEGMENT_MIN`: the sum of a hostile offset may be small again.
+        if !offset.is_multiple_of(PAGE as u64) || offset > segment_len - SEGMENT_MIN {
             return Err(Damage::Value("offset"));
         }
         let count = FENCE_COUNT.u16(page) as usize;
@@ -220,6 +221,15 @@ pub(crate) mod tests {
         let header = sample();
         assert_eq!(IncarnationHeader::classify(&header.encode()), Classified::Present(header));
         assert_eq!(IncarnationHeader::classify(&[0; PAGE]), Classified::Absent);
+    }
+
+    #[test]
+    fn an_offset_at_the_end_of_all_numbers_is_refused() {
+        let mut page = IncarnationHeader { fences: Vec::new(), ..sample() }.encode();
+        OFFSET.put(&mut page, &(u64::MAX - 4095).to_le_bytes());
+        let checksum = crc32c(&page[..CHECKSUM.offset]);
+        CHECKSUM.put(&mut page, &checksum.to_le_bytes());
+        assert_eq!(IncarnationHeader::classify(&page), Classified::Damaged(Damage::Value("offset")));
     }
 
     #[test]
