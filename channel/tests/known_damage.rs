@@ -91,14 +91,22 @@ fn key(byte: u8) -> ChannelKey {
     ChannelKey::new("k1", [byte; 32]).unwrap()
 }
 
-/// The first frame stands behind the two copies of the header.
-const FIRST_FRAME: usize = 2 * PAGE;
+/// Where the frame stands that holds the event of this number: witnesses may stand between frames with events.
+fn frame_of(segment: &Path, seq: u64) -> usize {
+    let bytes = fs::read(segment).unwrap();
+    let holds = |offset: &usize| {
+        let header = wal::format::frame::FrameHeader::decode(&bytes[*offset..]);
+        header.is_ok_and(|header| (header.first_seq..header.end_seq()).contains(&seq))
+    };
+    (0..bytes.len()).step_by(PAGE).find(holds).unwrap()
+}
 
 #[test]
 fn a_flipped_bit_in_an_acknowledged_frame_refuses_to_start_and_names_the_events() {
     let place = Place::new(1, None);
     place.fill(&["a", "b", "c"]);
-    change(&place.segments(0)[0], |bytes| bytes[FIRST_FRAME + PAGE + 200] ^= 1);
+    let frame = frame_of(&place.segments(0)[0], 1);
+    change(&place.segments(0)[0], |bytes| bytes[frame + 200] ^= 1);
     let before = fs::read(&place.segments(0)[0]).unwrap();
     let Err(OpenError::Damaged(report)) = place.open() else { panic!("it must not open") };
     assert_eq!(report.lost.len(), 1);

@@ -521,6 +521,26 @@ impl Log {
         self.in_flight.drain(..).map(|frame| frame.id).collect()
     }
 
+    /// Whether [`next_chore`](Log::next_chore) has something to do that no retry time holds back.
+    pub fn chore_waits(&self, needed: bool) -> bool {
+        let allocates = self.blocked.is_none() && (self.wants_segment(needed) || self.wants_spare());
+        !self.busy && self.failure.is_none() && (!self.removals.is_empty() || allocates)
+    }
+
+    fn wants_segment(&self, needed: bool) -> bool {
+        // Ahead of need: once half of the open segment is used.
+        let ahead = self.open.as_ref().is_some_and(|open| open.next_offset * 2 > open.segment_end);
+        let fits = |prepared: &Prepared| {
+            prepared.header.offset + (INCARNATION_HEADER + self.wanted) as u64 <= prepared.header.segment_len
+        };
+        let asked = ahead || (needed && (self.wanted > 0 || self.open.is_none())) || self.needs_verdict();
+        asked && !self.ready.as_ref().is_some_and(fits)
+    }
+
+    fn wants_spare(&self) -> bool {
+        self.spares.is_empty() && self.open.is_some()
+    }
+
     /// The next piece of work with files. `needed` says that frames wait for a segment, `retry` that a blocked
     /// allocation or a failed device may be tried again.
     pub fn next_chore(&mut self, random: &dyn Random, needed: bool, retry: bool, now_ms: u64) -> Option<Chore> {
@@ -538,18 +558,11 @@ impl Log {
         if self.blocked.is_some() && !retry {
             return None;
         }
-        // Ahead of need: once half of the open segment is used.
-        let ahead = self.open.as_ref().is_some_and(|open| open.next_offset * 2 > open.segment_end);
-        let fits = |prepared: &Prepared| {
-            prepared.header.offset + (INCARNATION_HEADER + self.wanted) as u64 <= prepared.header.segment_len
-        };
-        if !self.ready.as_ref().is_some_and(fits)
-            && (ahead || (needed && (self.wanted > 0 || self.open.is_none())) || self.needs_verdict())
-        {
+        if self.wants_segment(needed) {
             self.busy = true;
             return Some(self.prepare(random, now_ms));
         }
-        if self.spares.is_empty() && self.open.is_some() {
+        if self.wants_spare() {
             self.busy = true;
             let slot = self.next_slot;
             self.next_slot += 1;

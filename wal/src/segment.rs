@@ -23,7 +23,13 @@ pub struct Segment {
     pub first_seq: u64,
     pub end_seq: u64,
     index: Vec<IndexEntry>,
+    /// Exactly which events it holds, as (start, end), while that takes few words.
+    ranges: Vec<(u64, u64)>,
+    scattered: bool,
 }
+
+/// Ranges that a segment remembers: with one log its events are one range, with several each frame may begin another.
+const RANGES_MAX: usize = 4096;
 
 /// The frames of one run in a segment.
 #[derive(Debug, Clone)]
@@ -49,7 +55,18 @@ struct IndexEntry {
 
 impl Segment {
     pub fn new(ordinal: u64, slot: u64, len: u64, file: Arc<dyn File>) -> Segment {
-        Segment { ordinal, slot, len, file, incarnations: Vec::new(), first_seq: 0, end_seq: 0, index: Vec::new() }
+        Segment {
+            ordinal,
+            slot,
+            len,
+            file,
+            incarnations: Vec::new(),
+            first_seq: 0,
+            end_seq: 0,
+            index: Vec::new(),
+            ranges: Vec::new(),
+            scattered: false,
+        }
     }
 
     /// Takes note of a frame, in order of offsets.
@@ -66,6 +83,12 @@ impl Segment {
             self.first_seq = header.first_seq;
         }
         self.end_seq = header.end_seq();
+        let known = self.ranges.len();
+        match self.ranges.last_mut() {
+            Some((_, end)) if *end == header.first_seq => *end = header.end_seq(),
+            _ if known == RANGES_MAX => self.scattered = true,
+            _ => self.ranges.push((header.first_seq, header.end_seq())),
+        }
         if self.index.last().is_none_or(|last| header.offset - last.offset >= INDEX_STEP) {
             self.index.push(IndexEntry { seq: header.first_seq, offset: header.offset });
         }
@@ -94,20 +117,26 @@ impl Segment {
         self.incarnations.iter().map(|incarnation| incarnation.start).filter(|start| *start > offset).min()
     }
 
+    /// Exactly which events it holds, as (start, end), ascending; `None` when that would take too many words.
+    pub fn ranges(&self) -> Option<&[(u64, u64)]> {
+        (!self.scattered).then_some(&self.ranges)
+    }
+
     /// The sparse index as (event, offset), for a checkpoint.
     pub(crate) fn index_entries(&self) -> impl Iterator<Item = (u64, u64)> {
         self.index.iter().map(|entry| (entry.seq, entry.offset))
     }
 
     /// Takes over what a checkpoint remembers.
-    pub(crate) fn restore(&mut self, first_seq: u64, end_seq: u64, index: &[(u64, u64)]) {
-        self.first_seq = first_seq;
-        self.end_seq = end_seq;
+    pub(crate) fn restore(&mut self, ranges: &[(u64, u64)], index: &[(u64, u64)]) {
+        self.first_seq = ranges.first().map_or(0, |(start, _)| *start);
+        self.end_seq = ranges.last().map_or(0, |(_, end)| *end);
+        self.ranges = ranges.to_vec();
         self.index = index.iter().map(|&(seq, offset)| IndexEntry { seq, offset }).collect();
     }
 
     /// Bytes of memory that the index takes.
     pub fn index_bytes(&self) -> usize {
-        self.index.capacity() * size_of::<IndexEntry>()
+        self.index.capacity() * size_of::<IndexEntry>() + self.ranges.capacity() * size_of::<(u64, u64)>()
     }
 }

@@ -33,7 +33,7 @@ const BODY_MAX: usize = 256 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) snapshot: Snapshot,
-    /// Durable events that are not settled.
+    /// Events of the segments below that are not settled.
     pub(crate) unsettled: RangeSet,
     pub(crate) durable_seq: u64,
     pub(crate) logs: Vec<KnownLog>,

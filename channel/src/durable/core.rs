@@ -23,6 +23,7 @@ use super::cache::Cache;
 use super::checkpoint::{Checkpoint, KnownLog};
 use super::job::{Job, PendingPut, PendingState, PutSender, SettleSender};
 use super::queue::{ConsumerId, Queue};
+use super::ranges::RangeSet;
 use super::sections::{Mark, SettledRuns};
 use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::settlement::{SeqRange, SettleError};
@@ -127,7 +128,8 @@ pub(crate) struct Counts {
 pub(crate) struct Core {
     options: CoreOptions,
     random: Arc<dyn Random>,
-    signal: Arc<Signal>,
+    /// One for each log, raised when its device has a slot again.
+    signals: Vec<Arc<Signal>>,
     seats: Vec<Seat>,
     queue: Queue,
     cache: Cache,
@@ -178,7 +180,7 @@ pub(crate) struct Start {
 }
 
 impl Core {
-    pub(crate) fn new(options: CoreOptions, random: Arc<dyn Random>, signal: Arc<Signal>, start: Start) -> Core {
+    pub(crate) fn new(options: CoreOptions, random: Arc<dyn Random>, signals: Vec<Arc<Signal>>, start: Start) -> Core {
         let seat = |log| Seat {
             log,
             written: BTreeMap::new(),
@@ -193,7 +195,7 @@ impl Core {
             cache: Cache::new(options.hot_tail_bytes),
             options,
             random,
-            signal,
+            signals,
             seats: start.logs.into_iter().map(seat).collect(),
             queue: start.queue,
             waiting: VecDeque::new(),
@@ -309,17 +311,19 @@ impl Core {
         }
         self.unsaved = 0;
         self.checkpoint_at = now + self.options.checkpoint_interval;
-        let log = |seat: &Seat| KnownLog {
-            log: seat.log.id(),
-            durable: seat.log.durable(),
-            segments: seat.log.sealed_segments().map(KnownSegment::of).collect(),
-        };
-        Some(Checkpoint {
-            snapshot: self.snapshot(),
-            unsettled: self.queue.unsettled(),
-            durable_seq: self.queue.durable_seq(),
-            logs: self.seats.iter().map(log).collect(),
-        })
+        let all = self.queue.unsettled();
+        let mut unsettled = RangeSet::default();
+        let mut logs = Vec::new();
+        for seat in &self.seats {
+            let segments: Vec<KnownSegment> = seat.log.sealed_segments().filter_map(KnownSegment::of).collect();
+            // Only for events of segments that will not be read: the others must be found, or they are lost.
+            for (start, end) in segments.iter().flat_map(|segment| segment.ranges()) {
+                all.within(SeqRange::new(*start, *end)).into_iter().for_each(|range| unsettled.insert(range));
+            }
+            logs.push(KnownLog { log: seat.log.id(), durable: seat.log.durable(), segments });
+        }
+        let (snapshot, durable_seq) = (self.snapshot(), self.queue.durable_seq());
+        Some(Checkpoint { snapshot, unsettled, durable_seq, logs })
     }
 
     /// File work for a log.
@@ -365,9 +369,21 @@ impl Core {
         self.tick(now, answers);
     }
 
-    /// Work that a log's threads could do now: something to write, or a chore.
+    /// Whether something waits to be written.
     pub(crate) fn has_work(&self) -> bool {
-        !self.pending.is_empty() || !self.states.is_empty() || self.seats.iter().any(|seat| seat.snapshot_wanted)
+        let state_waits = !self.states.is_empty() || !self.voids.is_empty();
+        !self.pending.is_empty() || state_waits || self.seats.iter().any(|seat| seat.snapshot_wanted)
+    }
+
+    /// Whether a take waits for a read that nobody has begun.
+    pub(crate) fn has_read(&self) -> bool {
+        !self.reading && self.wants_read()
+    }
+
+    /// Whether [`next_chore`](Core::next_chore) would find something without waiting for time.
+    pub(crate) fn chore_waits(&self, index: usize) -> bool {
+        let seat = &self.seats[index];
+        seat.log.chore_waits(seat.needs_segment)
     }
 
     /// Refuses everything from now on. What was accepted is still written.

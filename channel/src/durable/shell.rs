@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -106,16 +107,26 @@ impl DurableOptions {
 
 struct Shared {
     core: Mutex<Core>,
-    /// Raised when a log may have something to write.
-    writes: Arc<Signal>,
-    /// Raised for chores, reads and the clock.
-    others: Arc<Signal>,
+    /// One for each log: something to write.
+    writes: Vec<Arc<Signal>>,
+    /// One for each log: work with files.
+    chores: Vec<Signal>,
+    /// Something to read.
+    reads: Signal,
+    /// A deadline that is earlier than the one slept for.
+    clock: Signal,
+    /// What the clock sleeps for, in microseconds since the start; `u64::MAX` for nothing.
+    clock_set_us: AtomicU64,
+    /// A checkpoint is due.
+    checkpoints: Signal,
+    /// Something was written or answered; only closing waits for it.
+    progress: Signal,
     dirs: Vec<Arc<dyn Dir>>,
     checkpoint_dir: Arc<dyn Dir>,
     key: Option<ChannelKey>,
     started: Instant,
     transaction_capacity: usize,
-    stopping: std::sync::atomic::AtomicBool,
+    stopping: AtomicBool,
 }
 
 impl Shared {
@@ -129,24 +140,43 @@ impl Shared {
     }
 
     fn is_stopping(&self) -> bool {
-        self.stopping.load(std::sync::atomic::Ordering::Acquire)
+        self.stopping.load(Ordering::Acquire)
     }
 
-    /// Runs a step, then answers tickets and wakes whoever has work now.
+    /// Runs a step, then answers tickets and wakes whoever has work now, and nobody else: a put must not cost a
+    /// round of context switches.
     fn step<T>(&self, step: impl FnOnce(&mut Core, Duration, &mut Vec<Answer>) -> T) -> T {
         let mut answers = Vec::new();
-        let (result, writes) = {
+        let (result, writes, reads, deadline) = {
             let mut core = self.lock();
             let result = step(&mut core, self.now(), &mut answers);
-            (result, core.has_work())
+            (result, core.has_work(), core.has_read(), core.next_deadline())
         };
         if writes {
-            self.writes.raise_one();
+            // Which log takes it is theirs to find out: the first one with a free slot does.
+            self.writes.iter().for_each(|signal| signal.raise_one());
         }
-        self.others.raise_all();
+        if reads {
+            self.reads.raise_one();
+        }
+        if deadline.is_some_and(|deadline| as_micros(deadline) < self.clock_set_us.load(Ordering::Acquire)) {
+            self.clock.raise_one();
+        }
         answers.into_iter().for_each(Answer::send);
         result
     }
+
+    fn raise_everything(&self) {
+        self.writes.iter().for_each(|signal| signal.raise_all());
+        self.chores.iter().for_each(Signal::raise_all);
+        self.reads.raise_all();
+        self.clock.raise_all();
+        self.checkpoints.raise_all();
+    }
+}
+
+fn as_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX - 1)
 }
 
 fn wall_ms() -> u64 {
@@ -227,18 +257,23 @@ impl DurableChannel {
             hot_tail_bytes: options.hot_tail_bytes,
             checkpoint_interval: options.checkpoint_interval,
         };
-        let writes = Arc::new(Signal::default());
-        let core = Core::new(core_options, Arc::new(OsRandom), Arc::clone(&writes), start);
+        let writes: Vec<Arc<Signal>> = dirs.iter().map(|_| Arc::default()).collect();
+        let core = Core::new(core_options, Arc::new(OsRandom), writes.clone(), start);
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             writes,
-            others: Arc::new(Signal::default()),
+            chores: dirs.iter().map(|_| Signal::default()).collect(),
+            reads: Signal::default(),
+            clock: Signal::default(),
+            clock_set_us: AtomicU64::new(u64::MAX),
+            checkpoints: Signal::default(),
+            progress: Signal::default(),
             dirs: dirs.iter().map(|open| Arc::clone(&open.dir)).collect(),
             checkpoint_dir,
             key: options.key.clone(),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
-            stopping: std::sync::atomic::AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
         });
         let mut channel = DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks) };
         channel.spawn(&options.name).map_err(|error| OpenError::Io {
@@ -283,18 +318,18 @@ impl DurableChannel {
     /// Writes what was accepted, then ends the threads and frees the directories.
     fn shut_down(&self) {
         self.shared.step(|core, _, answers| core.close(answers));
+        self.shared.raise_everything();
         let limit = Instant::now() + CLOSE_LIMIT;
         loop {
-            let seen = self.shared.others.count();
+            let seen = self.shared.progress.count();
             if self.shared.lock().is_flushed() || Instant::now() >= limit {
                 break;
             }
-            self.shared.writes.raise_all();
-            self.shared.others.wait(seen, Some(Duration::from_millis(20)));
+            self.shared.writes.iter().for_each(|signal| signal.raise_all());
+            self.shared.progress.wait(seen, Some(Duration::from_millis(20)));
         }
-        self.shared.stopping.store(true, std::sync::atomic::Ordering::Release);
-        self.shared.writes.raise_all();
-        self.shared.others.raise_all();
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.raise_everything();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
@@ -326,24 +361,32 @@ fn check(options: &DurableOptions) -> Result<(), OpenError> {
 }
 
 fn write_loop(shared: &Shared, index: usize) {
+    let signal = &shared.writes[index];
     // One frame buffer for each write in flight; longer frames bring their own.
     let mut spare = Buffer::zeroed(FRAME_TARGET * 2).ok();
     loop {
-        let seen = shared.writes.count();
+        let seen = signal.count();
         let mut answers = Vec::new();
-        let job = shared.lock().gather(index, shared.now(), wall_ms(), &mut answers);
+        let (job, chore_waits, more) = {
+            let mut core = shared.lock();
+            let job = core.gather(index, shared.now(), wall_ms(), &mut answers);
+            (job, core.chore_waits(index), core.has_work())
+        };
         answers.into_iter().for_each(Answer::send);
+        if chore_waits {
+            shared.chores[index].raise_one();
+        }
         let Some(job) = job else {
             if shared.is_stopping() {
                 return;
             }
-            // A log without a segment asks for one.
-            shared.others.raise_all();
-            shared.writes.wait(seen, None);
+            signal.wait(seen, None);
             continue;
         };
-        // More may wait than one frame holds: another thread can start on it meanwhile.
-        shared.writes.raise_one();
+        if more {
+            // More waits than one frame holds: another thread can start on it meanwhile.
+            signal.raise_one();
+        }
         let buffer = spare.take().map_or_else(|| Buffer::zeroed(FRAME_TARGET * 2), Ok);
         let sealed = buffer.and_then(|buffer| job.seal(buffer));
         let result = match sealed {
@@ -354,37 +397,43 @@ fn write_loop(shared: &Shared, index: usize) {
             }
             Err(error) => Err(error),
         };
-        shared.step(|core, now, answers| core.complete(now, job, result, answers));
+        let chore_waits = shared.step(|core, now, answers| {
+            core.complete(now, job, result, answers);
+            (0..shared.dirs.len()).filter(|index| core.chore_waits(*index)).collect::<Vec<_>>()
+        });
+        chore_waits.into_iter().for_each(|index| shared.chores[index].raise_one());
+        shared.progress.raise_all();
     }
 }
 
 fn chore_loop(shared: &Shared, index: usize) {
     loop {
-        let seen = shared.others.count();
+        let seen = shared.chores[index].count();
         let chore = shared.lock().next_chore(index, shared.now(), wall_ms());
         let Some(chore) = chore else {
             if shared.is_stopping() {
                 return;
             }
-            shared.others.wait(seen, None);
+            shared.chores[index].wait(seen, None);
             continue;
         };
         let result = chore.run(&*shared.dirs[index]);
         shared.step(|core, now, answers| core.chore_done(index, now, chore, result, answers));
-        shared.writes.raise_all();
+        shared.writes.iter().for_each(|signal| signal.raise_one());
+        shared.progress.raise_all();
     }
 }
 
 fn read_loop(shared: &Shared) {
     let mut cursors = Cursors::default();
     loop {
-        let seen = shared.others.count();
+        let seen = shared.reads.count();
         let job = shared.lock().next_read();
         let Some(job) = job else {
             if shared.is_stopping() {
                 return;
             }
-            shared.others.wait(seen, None);
+            shared.reads.wait(seen, None);
             continue;
         };
         let done = job.run(&mut cursors);
@@ -395,7 +444,7 @@ fn read_loop(shared: &Shared) {
 /// Saves what makes the next start fast. A failure costs nothing else.
 fn checkpoint_loop(shared: &Shared) {
     loop {
-        let seen = shared.others.count();
+        let seen = shared.checkpoints.count();
         let (checkpoint, channel) = {
             let mut core = shared.lock();
             (core.next_checkpoint(shared.now()), core.channel())
@@ -404,7 +453,7 @@ fn checkpoint_loop(shared: &Shared) {
             if shared.is_stopping() {
                 return;
             }
-            shared.others.wait(seen, None);
+            shared.checkpoints.wait(seen, None);
             continue;
         };
         if let Err(error) = checkpoint.write(&*shared.checkpoint_dir, &channel, shared.key.as_ref(), &OsRandom) {
@@ -414,25 +463,29 @@ fn checkpoint_loop(shared: &Shared) {
     }
 }
 
+/// What is due and cannot be done yet must not spin.
+const CLOCK_STEP: Duration = Duration::from_millis(5);
+
 /// Wakes the core when time alone changes something.
 fn clock_loop(shared: &Shared) {
     loop {
-        let seen = shared.others.count();
+        let seen = shared.clock.count();
         if shared.is_stopping() {
             return;
         }
-        let deadline = shared.lock().next_deadline();
-        let now = shared.now();
-        match deadline {
-            Some(deadline) if deadline <= now => {
-                shared.step(|core, now, answers| core.tick(now, answers));
-                shared.writes.raise_all();
-                // What is due and cannot be done yet must not spin.
-                let seen = shared.others.count();
-                shared.others.wait(seen, Some(Duration::from_millis(5)));
-            }
-            Some(deadline) => shared.others.wait(seen, Some(deadline - now)),
-            None => shared.others.wait(seen, None),
+        let (deadline, now) = (shared.lock().next_deadline(), shared.now());
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            shared.step(|core, now, answers| core.tick(now, answers));
+            shared.writes.iter().for_each(|signal| signal.raise_one());
+            shared.chores.iter().for_each(Signal::raise_one);
+            shared.checkpoints.raise_one();
+            std::thread::sleep(CLOCK_STEP);
+            continue;
+        }
+        shared.clock_set_us.store(deadline.map_or(u64::MAX, as_micros), Ordering::Release);
+        // A step between the look and the store saw the old setting: look again before sleeping.
+        if shared.lock().next_deadline() == deadline {
+            shared.clock.wait(seen, deadline.map(|deadline| deadline - now));
         }
     }
 }

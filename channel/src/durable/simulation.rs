@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use wal::device::{Device, Signal};
+use wal::device::Device;
 use wal::io::buffer::Buffer;
 use wal::io::durable;
 use wal::io::sim::{Fault, Outcome as DiskOutcome, Rng, SimDisk, SimRandom};
@@ -285,7 +285,7 @@ impl World {
             checkpoint_interval: Duration::from_millis(20),
         };
         let random = Arc::clone(&self.random);
-        Ok((Core::new(options, random, Arc::new(Signal::default()), start), recovery))
+        Ok((Core::new(options, random, disks.iter().map(|_| Arc::default()).collect(), start), recovery))
     }
 
     fn start(&mut self) -> Result<Life, OpenError> {

@@ -20,8 +20,8 @@ pub struct KnownSegment {
     pub ordinal: u64,
     pub slot: u64,
     pub len: u64,
-    first_seq: u64,
-    end_seq: u64,
+    /// Exactly which events it holds, as (start, end).
+    ranges: Vec<(u64, u64)>,
     incarnations: Vec<KnownIncarnation>,
     /// (event, offset)
     index: Vec<(u64, u64)>,
@@ -37,7 +37,8 @@ struct KnownIncarnation {
 }
 
 impl KnownSegment {
-    pub fn of(segment: &Segment) -> KnownSegment {
+    /// `None` when the segment does not know exactly which events it holds.
+    pub fn of(segment: &Segment) -> Option<KnownSegment> {
         let incarnation = |found: &Incarnation| KnownIncarnation {
             id: found.id,
             start: found.start,
@@ -45,15 +46,19 @@ impl KnownSegment {
             seal: found.seal.clone(),
             holes: found.holes.clone(),
         };
-        KnownSegment {
+        Some(KnownSegment {
             ordinal: segment.ordinal,
             slot: segment.slot,
             len: segment.len,
-            first_seq: segment.first_seq,
-            end_seq: segment.end_seq,
+            ranges: segment.ranges()?.to_vec(),
             incarnations: segment.incarnations.iter().map(incarnation).collect(),
             index: segment.index_entries().collect(),
-        }
+        })
+    }
+
+    /// Exactly which events it holds, as (start, end).
+    pub fn ranges(&self) -> &[(u64, u64)] {
+        &self.ranges
     }
 
     /// Whether a file that begins with `first` is this segment.
@@ -80,16 +85,16 @@ impl KnownSegment {
                 holes: known.holes.clone(),
             });
         }
-        segment.restore(self.first_seq, self.end_seq, &self.index);
+        segment.restore(&self.ranges, &self.index);
         Some(segment)
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut put = |numbers: &[u64]| numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
-        put(&[self.ordinal, self.slot, self.len, self.first_seq, self.end_seq]);
-        put(&[self.incarnations.len() as u64, self.index.len() as u64]);
-        for (seq, offset) in &self.index {
-            put(&[*seq, *offset]);
+        put(&[self.ordinal, self.slot, self.len]);
+        put(&[self.incarnations.len() as u64, self.index.len() as u64, self.ranges.len() as u64]);
+        for (one, other) in self.index.iter().chain(&self.ranges) {
+            put(&[*one, *other]);
         }
         for known in &self.incarnations {
             put_numbers(out, &[known.id, known.start, known.end, known.holes.len() as u64]);
@@ -103,14 +108,17 @@ impl KnownSegment {
 
     pub fn decode(bytes: &[u8], at: &mut usize) -> Result<KnownSegment, Damage> {
         let mut number = || take_number(bytes, at);
-        let (ordinal, slot, len, first_seq, end_seq) = (number()?, number()?, number()?, number()?, number()?);
-        let (incarnation_count, index_count) = (number()?, number()?);
-        if incarnation_count > PARTS_MAX || index_count > PARTS_MAX || first_seq > end_seq {
+        let (ordinal, slot, len) = (number()?, number()?, number()?);
+        let (incarnation_count, index_count, range_count) = (number()?, number()?, number()?);
+        if incarnation_count.max(index_count).max(range_count) > PARTS_MAX {
             return Err(Damage::Value("segment"));
         }
-        let mut index = Vec::new();
-        for _ in 0..index_count {
-            index.push((take_number(bytes, at)?, take_number(bytes, at)?));
+        let mut pairs = |count: u64| -> Result<Vec<(u64, u64)>, Damage> {
+            (0..count).map(|_| Ok((take_number(bytes, at)?, take_number(bytes, at)?))).collect()
+        };
+        let (index, ranges) = (pairs(index_count)?, pairs(range_count)?);
+        if ranges.iter().any(|(start, end)| start >= end) || !ranges.is_sorted() {
+            return Err(Damage::Value("ranges"));
         }
         let mut incarnations = Vec::new();
         for _ in 0..incarnation_count {
@@ -130,7 +138,7 @@ impl KnownSegment {
             let seal = (!key_id.is_empty()).then_some((key_id, salt));
             incarnations.push(KnownIncarnation { id, start, end, seal, holes });
         }
-        Ok(KnownSegment { ordinal, slot, len, first_seq, end_seq, incarnations, index })
+        Ok(KnownSegment { ordinal, slot, len, ranges, incarnations, index })
     }
 }
 
@@ -161,8 +169,7 @@ mod tests {
             ordinal: 3,
             slot: 4,
             len: 5,
-            first_seq: 6,
-            end_seq: 7,
+            ranges: vec![(6, 7), (9, 12)],
             incarnations: vec![incarnation(None), incarnation(Some(("k1".to_owned(), [9; 32])))],
             index: vec![(6, 8192)],
         };

@@ -35,7 +35,7 @@ impl Core {
         if chosen.is_empty() && !state_waits && !witness_due {
             return None;
         }
-        let slot = self.seats[index].log.device().clone().try_start(bytes, &self.signal)?;
+        let slot = self.seats[index].log.device().clone().try_start(bytes, &self.signals[index])?;
         loop {
             let mut encoded = Vec::new();
             let mut settled: Vec<&SettledRuns> = self.states.iter().flat_map(|state| &state.settled).collect();

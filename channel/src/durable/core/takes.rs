@@ -48,9 +48,10 @@ impl Core {
         }
         let expired = |take: &WaitingTake| take.deadline.is_some_and(|deadline| deadline <= now);
         // While a disk is being read for the first in line, it waits for that.
+        let reads = self.wants_read();
         let mut kept = VecDeque::new();
         for take in std::mem::take(&mut self.takes) {
-            if expired(&take) && !self.wants_read() {
+            if expired(&take) && !reads {
                 answers.push(Answer::Take(take.sender, Ok(Lease::default())));
             } else {
                 kept.push_back(take);
