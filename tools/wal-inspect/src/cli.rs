@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+const EXIT_CODES: &str = "Exit codes: 0 clean, 1 findings, 2 usage, 3 the host refused to read, \
+4 keys missing or wrong, 7 written by a newer version";
+
 /// Shows and verifies what a Penstock channel has on its disks. Reads only.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
     /// JSON lines, also on a terminal
     #[arg(long, global = true, conflicts_with = "table")]

@@ -134,6 +134,7 @@ fn of_place(is_live: bool, dir: &str, finding: &Finding) -> Option<Fact> {
     };
     let meaning = match case {
         _ if exit == Exit::Clean && is_live => "in flight",
+        Case::TornTail if content == Bytes::Other => "never acknowledged, or left by an earlier use of the file",
         Case::TornTail | Case::TornHole => "never acknowledged",
         _ => "acknowledged bytes",
     };

@@ -336,7 +336,7 @@ fn a_running_writer_is_live_and_its_flow_is_no_damage() {
                 producer.put(batch).wait().unwrap();
                 put += 20;
                 if put.is_multiple_of(40) {
-                    setup::settle(&mut *consumer, 30);
+                    setup::settle(&mut *consumer, 40);
                 }
             }
             put
