@@ -44,6 +44,9 @@ pub struct LaunchOptions {
 
 /// Runs the agent until it is told to stop.
 pub fn run(options: LaunchOptions) -> ExitCode {
+    if let Err(error) = wal::io::host::raise_open_files() {
+        tracing::warn!("the limit of open files stays as it is ({error}); a long backlog needs one for each segment");
+    }
     let contents = match load::read(&options.location) {
         Ok(contents) => contents,
         Err(problem) => {

@@ -218,6 +218,15 @@ fn segments_without_an_identity_are_not_taken_over() {
 }
 
 #[test]
+fn a_segment_that_was_cut_is_damage_even_when_the_evidence_went_with_it() {
+    let place = Place::new(1, None);
+    place.fill(&["a", "b"]);
+    let frame = frame_of(&place.segments(0)[0], 1);
+    change(&place.segments(0)[0], |bytes| bytes.truncate(frame));
+    assert!(matches!(place.open(), Err(OpenError::Damaged(_))));
+}
+
+#[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let place = Place::new(1, None);
     place.fill(&["a"]);

@@ -16,7 +16,7 @@ use wal::io::buffer::Buffer;
 use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
 use wal::log::{Log, LogOptions, slot_of};
-use wal::recover::cases::Case;
+use wal::recover::cases::{Case, Content};
 use wal::recover::{Finding, LogScan, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
 
@@ -162,7 +162,16 @@ pub(crate) fn open(
         recovery.bytes_read += scan.bytes_read;
         let mark = witnessed[&scan.log];
         recovery.unproven_frames += ends.iter().filter(|end| **end > mark).count() as u64;
-        for finding in scan.judge(mark) {
+        // Segments are allocated whole, so whatever cut one may have cut the evidence off with it.
+        let cut = scan.short.iter().map(|short| Finding {
+            slot: short.slot,
+            ordinal: scan.segments().find(|segment| segment.slot == short.slot).map_or(0, |segment| segment.ordinal),
+            start: short.len,
+            end: short.wanted,
+            content: Content::Damaged,
+            case: Case::Corrupt,
+        });
+        for finding in scan.judge(mark).into_iter().chain(cut) {
             recovery.torn += u64::from(matches!(finding.case, Case::TornHole | Case::TornTail));
             if finding.case != Case::CleanEnd && finding.case != Case::Fenced {
                 recovery.findings.push((scan.dir.clone(), finding));

@@ -82,7 +82,7 @@ pub struct LogScan {
     pub key_uses: BTreeMap<Option<String>, KeyUse>,
     /// Files that carry a segment's name and belong to another channel or directory. Recovery refuses them.
     pub strays: Vec<String>,
-    /// Segments whose files end early: they were allocated whole, so something cut them. For inspection.
+    /// Segments whose files end early: they were allocated whole, so something cut them.
     pub short: Vec<ShortSegment>,
 }
 
@@ -241,15 +241,15 @@ pub fn read_log(
                     scan.spares.push(Spare { slot, len, file, plain: header.key.is_none() });
                     continue;
                 }
+                if len < header.segment_len {
+                    scan.short.push(ShortSegment { slot, len, wanted: header.segment_len });
+                }
                 if let Some(known) = known.iter().find(|known| known.is(&header, len))
                     && let Some(segment) = known.attach(Arc::clone(&file), keys)
                 {
                     scan.vouched += 1;
                     scan.segments.push(ScannedSegment { segment, incarnations: Vec::new(), previous_end: 0 });
                     continue;
-                }
-                if len < header.segment_len {
-                    scan.short.push(ShortSegment { slot, len, wanted: header.segment_len });
                 }
                 let found = scan_slot(file, slot, len, &header, keys, depth, keep)
                     .map_err(|error| failed(&format!("read segment {slot}"), error))?;
