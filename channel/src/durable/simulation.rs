@@ -38,6 +38,8 @@ pub struct Plan {
     pub crashes: u64,
     /// Whether disks fail now and then.
     pub faults: bool,
+    /// Whether all directories are one flush domain.
+    pub one_device: bool,
 }
 
 impl Plan {
@@ -53,6 +55,7 @@ impl Plan {
             steps: 20 + rng.below(120),
             crashes: 1 + rng.below(5),
             faults: rng.chance(3),
+            one_device: rng.chance(3),
         }
     }
 }
@@ -256,6 +259,7 @@ impl World {
     }
 
     fn open(&self, disks: &[SimDisk]) -> Result<(Core, Recovery), OpenError> {
+        let shared = Device::new("all", self.plan.depth);
         let mut dirs = Vec::new();
         for (index, disk) in disks.iter().enumerate() {
             let dir = disk.dir(&format!("d{index}"));
@@ -264,7 +268,12 @@ impl World {
                 action: "remove leftovers".to_owned(),
                 error,
             })?;
-            dirs.push(OpenDir { dir, device: Device::new(format!("d{index}"), self.plan.depth) });
+            let device = if self.plan.one_device {
+                Arc::clone(&shared)
+            } else {
+                Device::new(format!("d{index}"), self.plan.depth)
+            };
+            dirs.push(OpenDir { dir, device });
         }
         let settings = OpenSettings {
             segment_len: self.plan.segment_len,

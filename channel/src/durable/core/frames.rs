@@ -25,6 +25,14 @@ impl Core {
         now_ms: u64,
         answers: &mut Vec<Answer>,
     ) -> Option<Job> {
+        if self.seats[index].log.failure().is_none() {
+            // Another log, perhaps of another channel, may have ended the epoch of the device they share.
+            let failed = self.seats[index].log.check_epoch();
+            if self.seats[index].log.failure().is_some() {
+                self.log_failed(index, now, failed.len());
+                self.settle_failures(answers);
+            }
+        }
         if self.seats[index].log.failure().is_some() {
             return None;
         }
