@@ -724,8 +724,8 @@ mod tests {
         }
         println!("{total:?}");
         assert!(total.crashes > 800 && total.events_acknowledged > 4000 && total.events_settled > 500, "{total:?}");
-        assert!(total.torn > 50 && total.unproven > 50 && total.disk_failures > 20, "{total:?}");
-        assert!(total.checkpoints > 500 && total.vouched > 100, "{total:?}");
+        assert!(total.torn > 30 && total.unproven > 50 && total.disk_failures > 20, "{total:?}");
+        assert!(total.checkpoints > 300 && total.vouched > 100, "{total:?}");
     }
 
     #[test]

@@ -109,7 +109,11 @@ proptest! {
     fn unicode_text_survives_every_unicode_form(text in ".*", piece in 1_usize..9) {
         for name in ["UTF-8", "UTF-16BE", "UTF-16LE", "UTF-16", "UTF-32", "UTF-32LE", "GB18030"] {
             // A mark at the beginning of the text is taken for that of the stream where the charset allows one.
-            prop_assume!(!text.starts_with('\u{feff}') && !text.contains(['\u{fffe}', '\u{e5e5}', '\u{e7c7}', '\u{1e3f}']));
+            prop_assume!(!text.starts_with('\u{feff}') && !text.contains(['\u{fffe}', '\u{e5e5}', '\u{1e3f}']));
+            // GB18030 of 2022 gave bytes of private characters to public ones, so private ones come back as those.
+            if name == "GB18030" && text.contains(|letter| ('\u{e000}'..='\u{f8ff}').contains(&letter)) {
+                continue;
+            }
             let charset = Charset::for_name(name).unwrap();
             let bytes = charset.encode(&text);
             prop_assert_eq!(decode(charset, &bytes, piece), (text.clone(), true), "{}", name);
