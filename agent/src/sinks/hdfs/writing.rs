@@ -36,6 +36,8 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Files that may be closing beside the open ones, before the sink waits for them.
 const CLOSING_MAX: usize = 256;
 
+/// While the sink stops, a failed file is tried again after this long: the store may be on its way back.
+const HEAL_WHEN_STOPPING: Duration = Duration::from_secs(1);
 /// Leftovers healed at once.
 const HEALING_MAX: usize = 8;
 
@@ -491,9 +493,15 @@ impl Writing {
             if self.files.is_empty() && self.settling == 0 && self.burying == 0 && !waits_for_heal {
                 return Ok(());
             }
-            match tokio::time::timeout_at(end, self.arrivals.recv()).await {
+            // A failed file is due again at its own time, whatever else arrives; and a stop does not wait long for it.
+            let soon = Instant::now() + HEAL_WHEN_STOPPING;
+            self.sick.iter_mut().for_each(|sick| sick.due = sick.due.min(soon));
+            let due = self.sick.iter().map(|sick| tokio::time::Instant::from_std(sick.due)).min();
+            let due = due.filter(|_| self.healing < HEALING_MAX);
+            match tokio::time::timeout_at(due.map_or(end, |due| due.min(end)), self.arrivals.recv()).await {
                 Ok(Some(done)) => self.report(context, done),
                 Ok(None) => return Ok(()),
+                Err(_) if tokio::time::Instant::now() < end => {}
                 Err(_) => {
                     let open = self.files.values().map(|file| file.leftover.in_use.as_str());
                     let names: Vec<&str> =
