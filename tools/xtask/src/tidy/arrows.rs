@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("wal-inspect", &["channel", "wal"]),
     ("xtask", &[]),
     ("system-tests", &["wal", "channel", "wire", "store", "agent", "wal-inspect"]),
+    ("proof", &["wal", "channel", "system-tests"]),
 ];
 
 /// Crates that must stay optional, and so must `wire` and `store` of wal-inspect.
