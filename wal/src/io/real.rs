@@ -17,6 +17,7 @@ use rustix::io::ReadWriteFlags;
 use super::buffer::Buffer;
 use super::{Access, Dir, File};
 use crate::limits::PAGE;
+use crate::planted::{self, Bug};
 
 /// How files are read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +206,9 @@ impl File for RealFile {
     }
 
     fn write_durable_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if planted::is(Bug::SkipDataSync) {
+            return self.write_at(bytes, offset);
+        }
         if self.backend == Backend::Buffered {
             self.file.write_all_at(bytes, offset)?;
             return self.file.sync_data();
