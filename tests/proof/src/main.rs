@@ -3,11 +3,24 @@
 //! Run it as `cargo xtask prove`. Each layer is one module with a function `run(&Budget) -> Tally`; `docs/reliability.md`
 //! says what each of them shows.
 
+mod ledger;
+mod load;
 mod tally;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "proof")]
+enum Arguments {
+    /// A load on a channel, for layers that kill it.
+    #[command(hide = true)]
+    Load(load::Arguments),
+}
+
 fn main() -> ExitCode {
-    let _ = tally::Tally::new("nothing", "cycles").line();
-    ExitCode::SUCCESS
+    match Arguments::parse() {
+        Arguments::Load(arguments) => load::child(&arguments),
+    }
 }
