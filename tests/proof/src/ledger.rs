@@ -147,6 +147,17 @@ pub(crate) struct Totals {
     pub(crate) open_dropped: u64,
 }
 
+impl Totals {
+    pub(crate) fn add(&mut self, other: Totals) {
+        self.puts_acknowledged += other.puts_acknowledged;
+        self.puts_failed += other.puts_failed;
+        self.puts_refused += other.puts_refused;
+        self.events_settled += other.events_settled;
+        self.open_kept += other.open_kept;
+        self.open_dropped += other.open_dropped;
+    }
+}
+
 /// Lives outside of what crashes.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {

@@ -3,9 +3,11 @@
 //! Run it as `cargo xtask prove`. Each layer is one module with a function `run(&Budget) -> Tally`; `docs/reliability.md`
 //! says what each of them shows.
 
+mod cuts;
 mod ledger;
 mod load;
 mod tally;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -14,6 +16,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "proof")]
 enum Arguments {
+    /// Power cuts on ext4 and xfs.
+    Cuts(tally::Alone),
     /// A load on a channel, for layers that kill it.
     #[command(hide = true)]
     Load(load::Arguments),
@@ -21,6 +25,7 @@ enum Arguments {
 
 fn main() -> ExitCode {
     match Arguments::parse() {
+        Arguments::Cuts(alone) => alone.run(cuts::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }
 }

@@ -1,6 +1,10 @@
 //! What a layer of the proof did: how much, what failed, what could not run.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+use system_tests::events::Random;
+use wal::planted::{Bug, plant_in_process};
 
 /// How much a layer is asked to do.
 #[derive(Debug, Clone)]
@@ -19,6 +23,47 @@ impl Budget {
     /// Whether another cycle is wanted after `done` of them.
     pub(crate) fn wants(&self, done: u64) -> bool {
         done < self.cycles || self.until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+/// The command line of a layer that runs by itself.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Alone {
+    #[arg(long, default_value_t = 100)]
+    cycles: u64,
+    /// How long it goes on after its cycles.
+    #[arg(long, default_value_t = 0)]
+    seconds: u64,
+    /// A failure says which; a new one each time without it.
+    #[arg(long)]
+    seed: Option<u64>,
+    #[arg(long, default_value_t = 3)]
+    jobs: usize,
+    /// A bug of `wal::planted` that the layer must notice: then a failure is what is wanted.
+    #[arg(long)]
+    plant: Option<String>,
+}
+
+impl Alone {
+    /// Runs one layer and says what it did. With a planted bug, success means that it was noticed.
+    pub(crate) fn run(&self, layer: fn(&Budget) -> Tally) -> ExitCode {
+        let bug = match self.plant.as_deref().map(|name| Bug::named(name).ok_or(name)) {
+            Some(Err(name)) => {
+                eprintln!("no bug is called {name}");
+                return ExitCode::from(2);
+            }
+            Some(Ok(bug)) => Some(bug),
+            None => None,
+        };
+        bug.into_iter().for_each(plant_in_process);
+        let seed = self.seed.unwrap_or_else(|| Random::from_clock().next() >> 16);
+        let until = (self.seconds > 0).then(|| Instant::now() + Duration::from_secs(self.seconds));
+        let tally = layer(&Budget { cycles: self.cycles, until, seed, jobs: self.jobs });
+        println!("{}", tally.line());
+        tally.skips.iter().for_each(|skip| println!("SKIPPED: {skip}"));
+        tally.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
+        let is_right = tally.failures.is_empty() != bug.is_some();
+        if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 

@@ -6,6 +6,8 @@
 pub mod buffer;
 pub mod durable;
 pub mod host;
+#[cfg(any(test, feature = "sim"))]
+pub mod power;
 pub mod real;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
