@@ -1,7 +1,8 @@
 //! The books of an outside witness: what producers sent, what was acknowledged to them, and what came out at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 /// Who sent it, and the how-manieth of that producer it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,11 +18,16 @@ struct Inner {
     /// With the number of agent starts before it was sent.
     unanswered: BTreeMap<Id, u64>,
     refused: u64,
+    /// The newest run that acknowledged anything, and how much.
+    latest: (u64, u64),
 }
 
 /// Shared by all producers. Lives in the test's process, which no kill touches.
 #[derive(Default)]
-pub struct Books(Mutex<Inner>);
+pub struct Books {
+    inner: Mutex<Inner>,
+    acknowledging: Condvar,
+}
 
 /// What the final comparison says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,31 +49,41 @@ pub struct Balance {
 impl Books {
     /// Before the first byte of these events goes out, in the agent's run number `run`.
     pub fn sending(&self, ids: &[Id], run: u64) {
-        let mut inner = self.0.lock().expect("no producer panics with the books open");
+        let mut inner = self.inner.lock().expect("no producer panics with the books open");
         inner.unanswered.extend(ids.iter().map(|id| (*id, run)));
     }
 
     pub fn acknowledged(&self, ids: &[Id]) {
-        let mut inner = self.0.lock().expect("no producer panics with the books open");
+        let mut inner = self.inner.lock().expect("no producer panics with the books open");
         for id in ids {
-            inner.unanswered.remove(id);
+            let run = inner.unanswered.remove(id).unwrap_or_default();
+            if run > inner.latest.0 {
+                inner.latest = (run, 0);
+            }
+            inner.latest.1 += u64::from(run == inner.latest.0);
             inner.acknowledged.insert(*id);
         }
+        self.acknowledging.notify_all();
+    }
+
+    /// Waits until `count` events that were sent in run number `run` are acknowledged; `false` when `limit` passed.
+    pub fn await_acknowledged(&self, run: u64, count: u64, limit: Duration) -> bool {
+        let inner = self.inner.lock().expect("no producer panics with the books open");
+        let waits = |inner: &mut Inner| inner.latest.0 < run || (inner.latest.0 == run && inner.latest.1 < count);
+        let waited = self.acknowledging.wait_timeout_while(inner, limit, waits);
+        !waited.expect("no producer panics with the books open").1.timed_out()
     }
 
     /// The agent answered that it did not take them.
     pub fn refused(&self, ids: &[Id]) {
-        let mut inner = self.0.lock().expect("no producer panics with the books open");
+        let mut inner = self.inner.lock().expect("no producer panics with the books open");
         inner.refused += ids.len() as u64;
     }
 
-    pub fn acknowledged_count(&self) -> u64 {
-        self.0.lock().expect("no producer panics with the books open").acknowledged.len() as u64
-    }
 
     /// Compares with everything that came out.
     pub fn balance(&self, received: &[Id]) -> Balance {
-        let inner = self.0.lock().expect("no producer panics with the books open");
+        let inner = self.inner.lock().expect("no producer panics with the books open");
         let mut counts: BTreeMap<Id, u64> = BTreeMap::new();
         for id in received {
             *counts.entry(*id).or_default() += 1;

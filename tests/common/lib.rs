@@ -12,6 +12,8 @@ pub mod hdfs;
 pub mod http;
 pub mod java;
 pub mod kdc;
+pub mod kill_loop;
+pub mod next_hop;
 pub mod penstock;
 pub mod ports;
 pub mod process;

@@ -32,12 +32,10 @@ pub fn binary() -> &'static Path {
             .status()
             .expect("run cargo to build the agent");
         assert!(status.success(), "the agent does not build");
-        // This test runs from TARGET/PROFILE/deps/.
+        // A test runs from TARGET/PROFILE/deps/, the prover from TARGET/PROFILE/.
         let own = std::env::current_exe().expect("a process has a path");
-        let target = own.ancestors().nth(3).expect("a test lies three folders deep in the target folder");
-        let path = target.join("debug/penstock");
-        assert!(path.is_file(), "cargo built no {}", path.display());
-        path
+        let mut built = own.ancestors().skip(2).map(|target| target.join("debug/penstock"));
+        built.find(|path| path.is_file()).expect("cargo built the agent into the target folder")
     })
 }
 
@@ -114,6 +112,12 @@ impl Agent {
 
     pub fn configuration_file(&self) -> PathBuf {
         self.directory().join("conf/agent.properties")
+    }
+
+    /// Leaves the agent's directory behind, as evidence.
+    pub fn keep_directory(&mut self) -> &Path {
+        self.directory.disable_cleanup(true);
+        self.directory.path()
     }
 
     /// Starts the agent and waits until every source's port accepts and the counters answer.

@@ -4,6 +4,7 @@
 //! says what each of them shows.
 
 mod cuts;
+mod kills;
 mod ledger;
 mod load;
 mod tally;
@@ -18,6 +19,8 @@ use clap::Parser;
 enum Arguments {
     /// Power cuts on ext4 and xfs.
     Cuts(tally::Alone),
+    /// `kill -9` of the whole agent.
+    Kills(tally::Alone),
     /// A load on a channel, for layers that kill it.
     #[command(hide = true)]
     Load(load::Arguments),
@@ -26,6 +29,7 @@ enum Arguments {
 fn main() -> ExitCode {
     match Arguments::parse() {
         Arguments::Cuts(alone) => alone.run(cuts::run),
+        Arguments::Kills(alone) => alone.run(kills::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }
 }
