@@ -227,6 +227,47 @@ fn a_segment_that_was_cut_is_damage_even_when_the_evidence_went_with_it() {
 }
 
 #[test]
+fn a_lost_disk_does_not_hide_events_that_another_disk_holds() {
+    let place = Place::new(2, None);
+    let change = |options: &mut DurableOptions| (options.hot_tail_bytes, options.segment_len) = (0, 1 << 20);
+    let channel = place.open_with(change).unwrap();
+    let mut producer = channel.producer();
+    let holds = |path: &PathBuf, body: &str| {
+        fs::read(path).unwrap_or_default().windows(body.len()).any(|window| window == body.as_bytes())
+    };
+    let mut wheres: Vec<usize> = Vec::new();
+    // An event of the second disk between events of the first one: either may hold it, as far as the index knows.
+    let between = loop {
+        let body = format!("event-{:04}", wheres.len());
+        let mut batch = EventBatch::new();
+        batch.push([("key", "value")], body.as_bytes());
+        producer.put(batch).wait().unwrap();
+        wheres.push(usize::from(place.segments(1).iter().any(|path| holds(path, &body))));
+        let between = wheres.windows(2).position(|two| two == [0, 1]).map(|index| index + 1);
+        if let Some(between) = between.filter(|between| wheres[*between..].contains(&0)) {
+            break between;
+        }
+        assert!(wheres.len() < 1000, "two disks are never used in turn: {wheres:?}");
+    };
+    let mut consumer = channel.consumer("k1");
+    for _ in 0..between {
+        let one = TakeLimits { events: 1, bytes: 1 << 20 };
+        let lease = consumer.take(one, Duration::from_secs(9)).wait().unwrap();
+        consumer.settle(vec![channel::Settlement::delivered(lease.ranges())]).wait().unwrap();
+    }
+    drop((consumer, producer, channel));
+    // Nothing is in memory yet when the first disk loses its segments.
+    let channel = place.open_with(change).unwrap();
+    for path in place.segments(0) {
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+    }
+    let mut consumer = channel.consumer("k1");
+    let lease = consumer.take(LIMITS, Duration::from_secs(9)).wait().unwrap();
+    assert_eq!(lease.iter().next().unwrap().1.body(), format!("event-{between:04}").as_bytes());
+    assert!(consumer.take(LIMITS, Duration::from_secs(9)).wait().is_err(), "what is lost is told, not passed over");
+}
+
+#[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let place = Place::new(1, None);
     place.fill(&["a"]);

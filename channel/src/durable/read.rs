@@ -103,14 +103,16 @@ impl ReadJob {
     /// Reads. Blocks.
     pub(crate) fn run(&self, cursors: &mut Cursors) -> ReadDone {
         let range = SeqRange::new(self.seq, self.seq + 1);
+        let mut failed = None;
         for source in &self.sources {
             match self.read(source, cursors) {
                 Ok(slices) if slices.is_empty() => {}
                 Ok(slices) => return ReadDone::Found(slices),
-                Err(cause) => return ReadDone::Failed { range, cause },
+                // Segments of several disks may hold it: one that is lost must not hide what another one has.
+                Err(cause) => failed = failed.or(Some(cause)),
             }
         }
-        ReadDone::Failed { range, cause: "no segment holds it".to_owned() }
+        ReadDone::Failed { range, cause: failed.unwrap_or_else(|| "no segment holds it".to_owned()) }
     }
 
     fn read(&self, source: &ReadSource, cursors: &mut Cursors) -> Result<Vec<LeasedSlice>, String> {
