@@ -9,11 +9,10 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use channel::Channel;
 use rustix::fs::OFlags;
 use system_tests::events::Random;
 use tempfile::TempDir;
@@ -22,8 +21,9 @@ use wal::io::power::Journal;
 use wal::io::real::Backend;
 use wal::limits::PAGE;
 
-use crate::ledger::{Ledger, Totals};
-use crate::load::{Load, Setting, Witness, drain};
+use crate::bench::{Bench, lock};
+use crate::ledger::Totals;
+use crate::load::Setting;
 use crate::tally::{Budget, Tally};
 use crate::volume::{Kind, Volume};
 
@@ -59,7 +59,7 @@ pub(crate) fn run(budget: &Budget) -> Tally {
             scope.spawn(|| {
                 while let Some(number) = next(budget, &progress) {
                     if let Err(why) = rig(number, budget, &progress) {
-                        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut progress = lock(&progress);
                         progress.tally.skips.push(format!("cuts: {why}"));
                         return;
                     }
@@ -86,7 +86,7 @@ pub(crate) fn run(budget: &Budget) -> Tally {
 
 /// The number of the next set of file systems, if one is wanted.
 fn next(budget: &Budget, progress: &Mutex<Progress>) -> Option<u64> {
-    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut progress = lock(progress);
     let wanted = budget.wants(progress.tally.cycles) && progress.tally.failures.len() < FAILURES_MAX;
     progress.started += u64::from(wanted);
     wanted.then_some(progress.started - 1)
@@ -95,8 +95,7 @@ fn next(budget: &Budget, progress: &Mutex<Progress>) -> Option<u64> {
 /// One set of file systems, and what lives on it.
 struct Rig {
     volumes: Vec<Volume>,
-    setting: Setting,
-    ledger: Arc<Mutex<Ledger>>,
+    bench: Bench,
     random: Random,
     // Last: the volumes are mounted in it.
     _folder: TempDir,
@@ -108,21 +107,21 @@ fn rig(number: u64, budget: &Budget, progress: &Mutex<Progress>) -> Result<(), S
     let mut rig = Rig::new(seed)?;
     for cut in 0..CUTS_EACH {
         {
-            let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let progress = lock(progress);
             if !budget.wants(progress.tally.cycles) {
                 break;
             }
         }
         let in_recovery = cut > 0 && rig.random.below(IN_RECOVERY) == 0;
         let outcome = rig.cut(in_recovery)?;
-        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = lock(progress);
         progress.tally.cycles += 1;
         progress.by_kind[rig.volumes[0].kind as usize] += 1;
         progress.in_recovery += u64::from(in_recovery);
         match outcome {
             Ok(pages) => progress.pages += pages,
             Err(failures) => {
-                let setting = rig.setting.arguments().join(" ");
+                let setting = rig.bench.setting.arguments().join(" ");
                 let kinds: Vec<&str> = rig.volumes.iter().map(|volume| volume.kind.name()).collect();
                 progress.tally.failures.push(format!(
                     "cuts: after cut {cut} on {kinds:?}: {failures}; load {setting}; again with: proof cuts --jobs 1 --cycles \
@@ -133,8 +132,8 @@ fn rig(number: u64, budget: &Budget, progress: &Mutex<Progress>) -> Result<(), S
         }
     }
     // What the last cut left.
-    let totals = rig.ledger.lock().unwrap_or_else(PoisonError::into_inner).totals;
-    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    let totals = rig.bench.totals();
+    let mut progress = lock(progress);
     progress.totals.add(totals);
     Ok(())
 }
@@ -164,7 +163,7 @@ impl Rig {
             checkpoint_interval_ms: 1 + random.below(20),
             ..Setting::new((0..count).map(dir).collect(), seed)
         };
-        Ok(Rig { volumes, setting, ledger: Arc::default(), random, _folder: folder })
+        Ok(Rig { volumes, bench: Bench::new(setting), random, _folder: folder })
     }
 
     /// Opens the channel, checks it, loads it and cuts the power. The outer error is a reason to skip; the inner one is
@@ -174,20 +173,17 @@ impl Rig {
         let limit = if in_recovery { RECOVERY_MAX_US } else { RUN_MAX_US };
         let pause = Duration::from_micros(self.random.below(limit));
         let outcome = if in_recovery {
-            let setting = self.setting.clone();
+            let setting = self.bench.setting.clone();
             let opening = thread::spawn(move || drop(setting.open()));
             thread::sleep(pause);
             let pages = self.power_off(&handles)?;
             opening.join().map_err(|_| "panicked in a recovery without power".to_owned()).map(|()| pages)
         } else {
-            match self.load() {
-                Ok((channel, load)) => {
+            match self.bench.start() {
+                Ok(running) => {
                     thread::sleep(pause);
                     let pages = self.power_off(&handles)?;
-                    load.stop();
-                    // It answers what is in flight; nothing can reach a disk any more.
-                    let _without_power = channel.close().wait();
-                    load.join();
+                    running.end();
                     Ok(pages)
                 }
                 Err(failures) => Err(failures),
@@ -201,30 +197,11 @@ impl Rig {
         Ok(outcome)
     }
 
-    /// Recovers, compares, and goes on from what was recovered.
-    fn load(&mut self) -> Result<(Arc<dyn Channel>, Load), String> {
-        let channel = self.setting.open().map_err(|error| format!("does not open: {error}"))?;
-        let drained = drain(&channel)?;
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = ledger.check(&drained);
-        if !failures.is_empty() {
-            let (some, all) = (failures.len().min(6), failures.len());
-            return Err(format!("{} ({some} of {all} told)", failures[..some].join("; ")));
-        }
-        let first = ledger.start();
-        drop(ledger);
-        let books = Arc::clone(&self.ledger);
-        let witness: Witness = Arc::new(move |fact| books.lock().unwrap_or_else(PoisonError::into_inner).record(&fact));
-        let channel: Arc<dyn Channel> = Arc::new(channel);
-        let load = Load::start(&channel, &self.setting, first, &witness);
-        Ok((channel, load))
-    }
-
     /// Keeps some dirty pages, and cuts the power of one file system after the other. The count of pages asked for.
     fn power_off(&mut self, handles: &[File]) -> Result<u64, String> {
         let mut pages = 0;
-        if self.setting.io == Backend::Buffered && self.random.below(4) > 0 {
-            for dir in &self.setting.dirs {
+        if self.bench.setting.io == Backend::Buffered && self.random.below(4) > 0 {
+            for dir in &self.bench.setting.dirs {
                 pages += keep_some_pages(dir, &mut self.random);
             }
         }

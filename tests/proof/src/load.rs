@@ -62,6 +62,12 @@ pub(crate) struct Setting {
     pub(crate) keep_alive_ms: u64,
     #[arg(long, default_value_t = 50)]
     pub(crate) checkpoint_interval_ms: u64,
+    /// Memory for events that are taken soon, in KiB; the others are read back.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) hot_tail_kib: u64,
+    /// Of eight leases so many are returned, whole or in part.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) returns: u64,
     /// Each directory is a flush domain of its own, as if it were a disk.
     #[arg(long)]
     pub(crate) separate: bool,
@@ -91,6 +97,8 @@ impl Setting {
             capacity: 400,
             keep_alive_ms: 20,
             checkpoint_interval_ms: 50,
+            hot_tail_kib: 64,
+            returns: 2,
             separate: false,
             seed,
         }
@@ -109,6 +117,8 @@ impl Setting {
             ("capacity", self.capacity),
             ("keep-alive-ms", self.keep_alive_ms),
             ("checkpoint-interval-ms", self.checkpoint_interval_ms),
+            ("hot-tail-kib", self.hot_tail_kib),
+            ("returns", self.returns),
             ("seed", self.seed),
         ] {
             arguments.push(format!("--{name}={value}"));
@@ -125,7 +135,7 @@ impl Setting {
         options.transaction_capacity = TAKE_MAX.max(BATCH_MAX) as usize;
         options.keep_alive = Duration::from_millis(self.keep_alive_ms);
         options.segment_len = self.segment_len;
-        options.hot_tail_bytes = 64 << 10;
+        options.hot_tail_bytes = (self.hot_tail_kib as usize) << 10;
         options.key = self.encrypt.then(|| ChannelKey::new("k1", [7; 32]).expect("a key with a short name"));
         options.backend = Some(self.io);
         options.checkpoint_interval = Duration::from_millis(self.checkpoint_interval_ms);
@@ -203,6 +213,7 @@ impl Load {
                 handle: channel.consumer(&format!("k{consumer}")),
                 settling: VecDeque::new(),
                 held: Lease::default(),
+                returns: setting.returns,
                 random: Random::new(seeds.next()),
                 witness: Arc::clone(witness),
             };
@@ -289,6 +300,7 @@ struct Consuming {
     settling: VecDeque<Settling>,
     /// Kept for another round, so that leases overlap.
     held: Lease,
+    returns: u64,
     random: Random,
     witness: Witness,
 }
@@ -321,9 +333,9 @@ impl Consuming {
     fn settle(&mut self, lease: Lease) {
         let count = lease.event_count();
         let delivered = match self.random.below(8) {
+            draw if draw >= self.returns => count,
             0 => 0,
-            1 => self.random.below(count as u64 + 1) as usize,
-            _ => count,
+            _ => self.random.below(count as u64 + 1) as usize,
         };
         let (mut events, mut here, mut there) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (seq, event)) in lease.iter().enumerate() {

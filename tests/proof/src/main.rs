@@ -3,7 +3,10 @@
 //! Run it as `cargo xtask prove`. Each layer is one module with a function `run(&Budget) -> Tally`; `docs/reliability.md`
 //! says what each of them shows.
 
+mod bench;
+mod block;
 mod cuts;
+mod faults;
 mod kills;
 mod ledger;
 mod load;
@@ -19,6 +22,8 @@ use clap::Parser;
 enum Arguments {
     /// Power cuts on ext4 and xfs.
     Cuts(tally::Alone),
+    /// Failing writes and flushes below ext4 and xfs.
+    Faults(tally::Alone),
     /// `kill -9` of the whole agent.
     Kills(tally::Alone),
     /// A load on a channel, for layers that kill it.
@@ -29,6 +34,7 @@ enum Arguments {
 fn main() -> ExitCode {
     match Arguments::parse() {
         Arguments::Cuts(alone) => alone.run(cuts::run),
+        Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }

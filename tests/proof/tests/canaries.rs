@@ -23,3 +23,8 @@ fn is_noticed(layer: &str, cycles: u32, bug: &str) {
 fn a_power_cut_shows_a_missing_data_sync() {
     is_noticed("cuts", 400, "SkipDataSync");
 }
+
+#[test]
+fn failing_writes_show_a_missing_data_sync() {
+    is_noticed("faults", 40, "SkipDataSync");
+}

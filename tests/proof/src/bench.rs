@@ -1,0 +1,112 @@
+//! A channel under load whose books are kept from crash to crash: recover, compare, go on.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use channel::Channel;
+
+use crate::ledger::{Ledger, Totals};
+use crate::load::{Load, Setting, Witness, drain};
+
+/// What must happen soon has not happened at all after this.
+const SOON: Duration = Duration::from_secs(60);
+/// Between two looks at what must happen.
+const LOOK: Duration = Duration::from_micros(500);
+/// Of many broken promises so many are told.
+const TOLD_MAX: usize = 6;
+
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) setting: Setting,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Bench {
+    pub(crate) fn new(setting: Setting) -> Bench {
+        Bench { setting, ledger: Arc::default() }
+    }
+
+    /// Recovers, compares, and loads what was recovered. An error is a broken promise.
+    pub(crate) fn start(&self) -> Result<Running, String> {
+        let channel = self.setting.open().map_err(|error| format!("does not open: {error}"))?;
+        let drained = drain(&channel)?;
+        let mut ledger = lock(&self.ledger);
+        let failures = ledger.check(&drained);
+        if !failures.is_empty() {
+            let told = failures.len().min(TOLD_MAX);
+            return Err(format!("{} ({told} of {} told)", failures[..told].join("; "), failures.len()));
+        }
+        let first = ledger.start();
+        drop(ledger);
+        let books = Arc::clone(&self.ledger);
+        let witness: Witness = Arc::new(move |fact| lock(&books).record(&fact));
+        let channel: Arc<dyn Channel> = Arc::new(channel);
+        let load = Load::start(&channel, &self.setting, first, &witness);
+        Ok(Running { channel, load, ledger: Arc::clone(&self.ledger) })
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        lock(&self.ledger).totals
+    }
+}
+
+/// An open channel and its load.
+pub(crate) struct Running {
+    channel: Arc<dyn Channel>,
+    load: Load,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Running {
+    pub(crate) fn totals(&self) -> Totals {
+        lock(&self.ledger).totals
+    }
+
+    /// Waits until so many more puts are acknowledged and so many more events settled. `Ok(false)` when takes cannot go on
+    /// because events lie on a disk that cannot be read: nothing is passed over, so they wait for it, and in the end puts
+    /// wait for room.
+    pub(crate) fn goes_on(&self, puts: u64, settled: u64, during: &str) -> Result<bool, String> {
+        let (before, errors) = (self.totals(), self.take_errors());
+        let (puts, settled) = (before.puts_acknowledged + puts, before.events_settled + settled);
+        let is_blocked = || self.take_errors() > errors;
+        let is_full = |totals: Totals| totals.puts_refused > before.puts_refused;
+        let is_there = |totals: Totals| {
+            (totals.puts_acknowledged >= puts || (is_blocked() && is_full(totals)))
+                && (totals.events_settled >= settled || is_blocked())
+        };
+        until(|| is_there(self.totals())).map_err(|()| {
+            let (now, stats) = (self.totals(), self.channel.stats());
+            format!("does not go on {during}: {before:?} became {now:?} in {SOON:?}, the channel says {stats:?}")
+        })?;
+        Ok(self.totals().events_settled >= settled)
+    }
+
+    fn take_errors(&self) -> u64 {
+        self.channel.stats().take_errors
+    }
+
+    /// Ends the load and closes the channel, which answers what is in flight; its disks may fail meanwhile.
+    pub(crate) fn end(self) {
+        self.load.stop();
+        let _maybe_without_disks = self.channel.close().wait();
+        self.load.join();
+    }
+}
+
+/// Waits until something is so, but not for ever.
+pub(crate) fn until(is_so: impl Fn() -> bool) -> Result<(), ()> {
+    let limit = Instant::now() + SOON;
+    while !is_so() {
+        if Instant::now() > limit {
+            return Err(());
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// A thread that panicked while it held this has already failed the layer.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
