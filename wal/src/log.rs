@@ -172,7 +172,11 @@ impl Chore {
                 let page = header.encode();
                 pages[..PAGE].copy_from_slice(&page);
                 pages[PAGE..].copy_from_slice(&page);
-                file.write_durable_at(&pages, header.offset)?;
+                if planted::is(Bug::SkipHeaderSync) {
+                    file.write_at(&pages, header.offset)?;
+                } else {
+                    file.write_durable_at(&pages, header.offset)?;
+                }
                 Ok(ChoreDone::Prepared { header: header.clone(), file })
             }
             Chore::Reserve { slot, len, reserve_bytes } => {
@@ -254,8 +258,11 @@ pub struct Recovered {
 }
 
 impl Log {
-    pub fn new(options: LogOptions, device: Arc<Device>, recovered: Recovered) -> Log {
+    pub fn new(mut options: LogOptions, device: Arc<Device>, recovered: Recovered) -> Log {
         assert!((SEGMENT_MIN..=SEGMENT_MAX).contains(&options.segment_len));
+        if planted::is(Bug::PlainAfterRestart) && recovered.resume.is_some() {
+            options.key = None;
+        }
         let epoch = device.epoch();
         let durable = recovered.segments.last().map_or(Mark::default(), |segment| Mark {
             ordinal: segment.ordinal,
@@ -319,6 +326,7 @@ impl Log {
     /// them. The newest one is never among them, for a later run may go on in it.
     pub fn sealed_segments(&self) -> impl Iterator<Item = &Segment> {
         let open = self.segments.back().map_or(0, |segment| segment.ordinal);
+        let open = if planted::is(Bug::CheckpointVouchesForOpen) { open + 1 } else { open };
         let in_flight = self.in_flight.iter().map(|frame| frame.ordinal).min().unwrap_or(open);
         let late = if self.late > 0 { 0 } else { open };
         let first_unsealed = open.min(in_flight).min(late);
@@ -368,6 +376,7 @@ impl Log {
             self.roll(stored_len, request.seq_count > 0)?;
         }
         let open = self.open.as_mut().expect("rolled to an incarnation with room");
+        let own_place = Mark { ordinal: open.ordinal, offset: open.next_offset };
         let header = FrameHeader {
             encrypted: open.key.is_some(),
             witness: request.witness,
@@ -379,7 +388,7 @@ impl Log {
             body_len: request.body_len as u32,
             first_seq: request.first_seq,
             seq_count: request.seq_count,
-            durable: self.durable,
+            durable: if planted::is(Bug::MarkAheadOfDurable) { own_place } else { self.durable },
             previous_end: open.previous_end,
             durable_seq: request.durable_seq,
             floor: request.floor,
@@ -414,7 +423,7 @@ impl Log {
     /// Turns to the prepared segment.
     fn roll(&mut self, stored_len: usize, takes_events: bool) -> Result<(), Refused> {
         // Events leave the last spare alone, so that settlements, and with them the way out of a full disk, have room.
-        if takes_events && self.spares.is_empty() && self.open.is_some() {
+        if takes_events && self.spares.is_empty() && self.open.is_some() && !planted::is(Bug::SpendLastSpare) {
             self.wanted = self.wanted.max(stored_len);
             return Err(Refused::NeedsSegment);
         }
@@ -483,6 +492,9 @@ impl Log {
             return Completion::Failed(failed);
         }
         self.in_flight[place].done = true;
+        if planted::is(Bug::DurableOutOfOrder) {
+            self.in_flight.swap(0, place);
+        }
         let mut durable = Vec::new();
         while self.in_flight.front().is_some_and(|frame| frame.done) {
             let frame = self.in_flight.pop_front().expect("just seen");
@@ -596,6 +608,9 @@ impl Log {
         };
         let mut numbers = [0; 8 + 32];
         random.fill(&mut numbers);
+        if planted::is(Bug::RepeatSalt) {
+            numbers[8..].fill(0);
+        }
         let (incarnation, salt) = numbers.split_at(8);
         let mut header = IncarnationHeader {
             channel: self.options.channel,
@@ -609,7 +624,7 @@ impl Log {
             created_ms: now_ms,
             salt: salt.try_into().expect("thirty-two bytes"),
             key: None,
-            fences: self.fences.clone(),
+            fences: if planted::is(Bug::ForgetFences) { Vec::new() } else { self.fences.clone() },
         };
         if let Some(key) = &self.options.key {
             let (_, check) = key.derive(&header.salt);
@@ -673,7 +688,7 @@ impl Log {
 
     /// Gives a prepared place back unused; never the segment of an earlier run that it stands in.
     fn discard(&mut self, header: &IncarnationHeader) {
-        if header.offset == 0 {
+        if header.offset == 0 || planted::is(Bug::DiscardLiveSegment) {
             self.removals.push(header.slot);
         }
     }
@@ -690,7 +705,7 @@ impl Log {
             || self.ready.as_ref().is_some_and(|ready| ready.header.ordinal == segment.ordinal)
             || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
             || self.segments.len() == 1
-            || self.late > 0;
+            || (self.late > 0 && !planted::is(Bug::ReuseUnderLateWrite));
         (!in_use && self.failure.is_none() && drained(segment)).then_some(segment.ordinal)
     }
 
@@ -707,7 +722,7 @@ impl Log {
         self.fences.retain(|fence| fence.ordinal > ordinal);
         // No plaintext stays behind once the channel is encrypted.
         let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
-        let reusable = !(was_plain && self.options.key.is_some())
+        let reusable = (!(was_plain && self.options.key.is_some()) || planted::is(Bug::KeepPlainSegment))
             && segment.len == self.options.segment_len
             && self.spares.len() < self.options.spare_segments;
         if reusable {

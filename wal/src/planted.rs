@@ -1,8 +1,8 @@
 //! Bugs on purpose, for tests that must notice them. Without the feature `sim` every question is answered `false`.
 
-/// Bugs that the proof must catch, each with the sentence that says what is wrong.
+/// Bugs that the proof must catch, each with the sentence that says what is wrong, and where others had it.
 macro_rules! bugs {
-    ($($(#[doc = $story:literal])+ $bug:ident,)+) => {
+    ($($(#[doc = $story:literal])+ $bug:ident $(seen in $others:literal)?,)+) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Bug {
             $($(#[doc = $story])+ $bug,)+
@@ -17,25 +17,167 @@ macro_rules! bugs {
                     $(Bug::$bug => concat!($($story),+).trim_ascii(),)+
                 }
             }
+
+            /// Which other log had it, and said so in public.
+            pub fn seen_in(self) -> Option<&'static str> {
+                let others: &[&'static str] = match self {
+                    $(Bug::$bug => &[$($others)?],)+
+                };
+                others.first().copied()
+            }
         }
     };
 }
 
 bugs! {
+    // Durability.
     /// Frames are written but not synced.
-    SkipDataSync,
+    SkipDataSync seen in "nats-server 7564",
     /// Files are created and renamed, but their directory is not synced.
     SkipDirectorySync,
+    /// A file gets its name before its bytes are durable: a crash leaves an identity that no start accepts.
+    PublishUnsyncedFile seen in "vector 25768",
+    /// A segment gets its name before its zeros and its length are durable.
+    PublishUnsyncedSegment,
+    /// Frames follow an incarnation header that is not durable yet.
+    SkipHeaderSync,
+    /// A sync that failed is asked again, and its success is believed.
+    RetryFailedSync seen in "PostgreSQL, fsync in 2018",
+    /// Recovery counts what the page cache has, whether or not the disk has it.
+    TrustPageCache,
+
+    // Answers.
     /// Producers hear `Ok` before the write was even submitted.
     AcknowledgeBeforeSync,
+    /// Consumers hear `Ok` before the frame with their settlement was even submitted.
+    AcknowledgeSettlementBeforeSync,
+    /// A write that returns after its device failed is acknowledged, although its frame no longer counts.
+    AcknowledgeLateWrite,
+    /// A settlement whose frame failed is acknowledged as if it were durable.
+    AcknowledgeFailedSettlement,
+    /// A put of unknown outcome is answered as one that was refused.
+    CallUnknownRefused,
+    /// A frame that overtook an earlier one counts as durable at once.
+    DurableOutOfOrder,
+
+    // Evidence in frames.
+    /// A frame testifies that its log is durable up to itself, although writes before it are in flight.
+    MarkAheadOfDurable,
+    /// With several directories, frames say that every event given out so far is durable.
+    DurableSeqAhead seen in "pebble 6031",
+    /// Frames that nothing follows never get a witness.
+    NeverWitness,
+    /// Recovery takes no notice of witnesses: damage below a durable mark is a torn tail.
+    IgnoreWitness,
+    /// New incarnation headers come without fences.
+    ForgetFences,
+    /// Recovery judges a place as if no fence had decided about it.
+    IgnoreFences,
+
+    // Recovery.
+    /// Acknowledged events that are missing do not end the start: replay goes on past the hole.
+    ReplayPastHole seen in "pebble 864, rocksdb 12403",
+    /// The first bytes that are no frame end the segment, whatever stands behind them.
+    DamageEndsLog seen in "pebble 453, kafka LogSegment.recover",
+    /// Frames that an earlier use of the file left behind are taken for frames of this one.
+    AcceptRecycledFrames seen in "pebble 580, rocksdb 6351",
+    /// Garbage behind the last frame, as every crash may leave it, ends the start.
+    RefuseTornTail seen in "etcd 5230, 11488, 14098",
+    /// A new incarnation begins in the last page of the one before.
+    OverwriteLastPage seen in "tikv 13488",
+    /// The checksum of a frame's body is not compared.
+    SkipBodyChecksum,
+    /// Numbers go on behind the last queued event, so that those of settled ones are given out again.
+    ReuseSequenceNumbers,
+    /// Numbers that were given out and never became durable are not declared void.
+    ForgetVoids,
+    /// A channel starts although one of its directories is not there.
+    AcceptMissingDirectory,
+
+    // Checkpoints.
+    /// What an older checkpoint says replaces what newer frames say.
+    CheckpointMovesBack seen in "bookkeeper 4105",
+    /// A checkpoint vouches for the segment that is still written.
+    CheckpointVouchesForOpen,
+    /// A checkpoint leaves out events that are with consumers.
+    CheckpointForgetsLeases,
+
+    // Segments.
+    /// A drained segment is given back before the snapshot of what it knew is durable.
+    ReleaseBeforeSnapshot,
+    /// Only the first run of settled events above the floor outlives its segment.
+    ForgetSettledRuns seen in "pulsar 25540",
+    /// Notes do not outlive their segment.
+    ForgetNotes,
+    /// A segment is given back while a failed write into it has not returned.
+    ReuseUnderLateWrite,
+    /// A place that was prepared behind an earlier run is given back together with that run's segment.
+    DiscardLiveSegment,
+    /// Events take the last spare segment, and nothing is left for the settlements that would free one.
+    SpendLastSpare seen in "Flume's file channel",
+
+    // Encryption.
     /// The nonce counter of an incarnation stands still.
-    ReuseNonce,
+    ReuseNonce seen in "NATS block stream",
+    /// Every incarnation has the same salt, so that all of them share a key and count their nonces from 0.
+    RepeatSalt,
+    /// Frames are decrypted without a look at their tag.
+    SkipTag seen in "Flume's AES/CTR",
+    /// The tag covers the body and not the header.
+    LeaveHeaderOut,
+    /// After a restart in the middle of a segment, frames are written in the clear.
+    PlainAfterRestart,
+    /// Once a channel is encrypted, its drained segments with plaintext are kept for reuse.
+    KeepPlainSegment,
+
+    // Failed disks.
+    /// A transaction that moves to another disk does not void its old numbers.
+    MoveWithoutVoid,
+    /// A transaction that moves to another disk goes behind younger ones.
+    MoveBehindYounger,
+    /// A producer's transactions go to any disk, though earlier ones are in flight on another.
+    IgnoreAffinity,
+    /// Events of a failed frame take room in the channel for ever.
+    LeakCapacity,
+
+    // Queue, settlements and notes.
+    /// The transactions of a frame are written last first.
+    ReversePuts,
+    /// Events that a consumer returned are not queued again.
+    ForgetReturned,
+    /// A consumer that goes away keeps its events.
+    KeepLeasesOfGone,
+    /// Events stay in the queue while they are with a consumer.
+    LeaseTwice,
+    /// A settlement on disk covers one event too many.
+    SettleOneMore,
+    /// The floor passes events that are with consumers.
+    FloorPassesLeases,
+    /// Of several notes with one key the one that was read last counts, and not the latest version.
+    OlderNoteWins,
+    /// A snapshot makes notes that are still in flight on another log look removed.
+    HideOpenNotes,
+
+    // Reading back.
+    /// A lease of the rest of a transaction begins at its first event again.
+    LeaseFromStart,
+    /// Frames that are read back are not compared with their checksum.
+    ReadUnchecked,
+    /// Events that cannot be read back are passed by in silence.
+    SkipUnreadable,
+    /// Reading back ends at a hole that recovery had found.
+    StopAtHole,
 }
 
 impl Bug {
     /// The name that [`Bug::named`] knows.
     pub fn name(self) -> String {
         format!("{self:?}")
+    }
+
+    /// Whether it is a known bug of another log.
+    pub fn is_public(self) -> bool {
+        self.seen_in().is_some()
     }
 
     pub fn named(name: &str) -> Option<Bug> {
@@ -74,6 +216,7 @@ mod switch {
 pub use switch::{plant, plant_in_process};
 
 /// Whether `bug` is planted here.
+#[inline]
 pub fn is(bug: Bug) -> bool {
     #[cfg(any(test, feature = "sim"))]
     return switch::is_planted(bug);

@@ -12,6 +12,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use crate::format::frame::TAG;
+use crate::planted::{self, Bug};
 
 /// The secret of a channel and the name it has in the key file.
 #[derive(Clone)]
@@ -77,7 +78,7 @@ impl FrameKey {
     pub fn seal(&self, number: u64, authenticated: &[u8], body: &mut [u8]) -> [u8; TAG] {
         let tag = self
             .0
-            .seal_in_place_separate_tag(nonce(number), Aad::from(authenticated), body)
+            .seal_in_place_separate_tag(nonce(number), additional(authenticated), body)
             .expect("a frame is far below the cipher's 64 GiB");
         let mut bytes = [0; TAG];
         bytes.copy_from_slice(tag.as_ref());
@@ -86,7 +87,13 @@ impl FrameKey {
 
     /// Decrypts body and tag in place; the body is what remains.
     pub fn open(&self, number: u64, authenticated: &[u8], body_and_tag: &mut [u8]) -> Result<(), NotAuthentic> {
-        self.0.open_in_place(nonce(number), Aad::from(authenticated), body_and_tag).map_err(|_| NotAuthentic)?;
+        if planted::is(Bug::SkipTag) {
+            // In this mode a second encryption undoes the first.
+            let body_len = body_and_tag.len().checked_sub(TAG).ok_or(NotAuthentic)?;
+            self.seal(number, authenticated, &mut body_and_tag[..body_len]);
+            return Ok(());
+        }
+        self.0.open_in_place(nonce(number), additional(authenticated), body_and_tag).map_err(|_| NotAuthentic)?;
         Ok(())
     }
 }
@@ -95,6 +102,10 @@ impl fmt::Debug for FrameKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("FrameKey")
     }
+}
+
+fn additional(authenticated: &[u8]) -> Aad<&[u8]> {
+    if planted::is(Bug::LeaveHeaderOut) { Aad::from(&[]) } else { Aad::from(authenticated) }
 }
 
 fn nonce(number: u64) -> Nonce {

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use wal::planted::{self, Bug};
+
 use crate::api::LeasedSlice;
 use crate::event::EventSlice;
 use crate::settlement::SeqRange;
@@ -56,7 +58,9 @@ impl Cache {
         let (first, cached) = self.slices.range(..=range.start).next_back()?;
         let start = (range.start - first) as usize;
         let end = ((range.end - first) as usize).min(cached.events.len());
-        (start < end).then(|| LeasedSlice { first_seq: range.start, events: cached.events.slice(start..end) })
+        let from = if planted::is(Bug::LeaseFromStart) { 0 } else { start };
+        let events = || cached.events.slice(from..from + end - start);
+        (start < end).then(|| LeasedSlice { first_seq: range.start, events: events() })
     }
 
     /// Notes that events were leased; what is leased as a whole leaves.

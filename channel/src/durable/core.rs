@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use wal::device::Signal;
 use wal::log::{Chore, ChoreDone, Log};
+use wal::planted::{self, Bug};
 use wal::recover::known::KnownSegment;
 use wal::seal::Random;
 
@@ -252,6 +253,10 @@ impl Core {
             let queue = &self.queue;
             if let Some(ordinal) = seat.log.retirable(|segment| queue.is_done(segment.first_seq, segment.end_seq)) {
                 seat.log.retire(ordinal);
+                if planted::is(Bug::ReleaseBeforeSnapshot) {
+                    seat.log.release(ordinal);
+                    continue;
+                }
                 seat.retiring = Some(ordinal);
                 seat.snapshot_wanted = true;
             }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use wal::format::frame::{FrameHeader, Mark as Place};
+use wal::planted::{self, Bug};
 use wal::recover::{Kept, LogScan};
 
 use super::checkpoint::Checkpoint;
@@ -47,6 +48,9 @@ pub(crate) fn witnessed<'a>(scans: impl Iterator<Item = &'a LogScan> + Clone) ->
 impl Found {
     /// What a checkpoint says of the segments that it vouches for.
     pub(crate) fn take_checkpoint(&mut self, checkpoint: &Checkpoint) {
+        if planted::is(Bug::CheckpointMovesBack) {
+            (self.floor, self.durable_seq) = (checkpoint.snapshot.floor, checkpoint.durable_seq);
+        }
         self.coverage.insert_all(&checkpoint.unsettled);
         self.durable_seq = self.durable_seq.max(checkpoint.durable_seq);
         self.take_snapshot(checkpoint.snapshot.clone());
@@ -106,7 +110,7 @@ impl Found {
     fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
         self.version = self.version.max(version);
         let known = self.notes.entry((update.owner, update.key)).or_insert((version, None));
-        if known.0 <= version {
+        if known.0 <= version || planted::is(Bug::OlderNoteWins) {
             *known = (version, update.note);
         }
     }
@@ -153,6 +157,9 @@ impl Found {
     }
 
     pub(crate) fn next_seq(&self) -> u64 {
+        if planted::is(Bug::ReuseSequenceNumbers) {
+            return self.queued().last_end().unwrap_or(self.floor);
+        }
         let ends = [self.coverage.last_end(), self.settled.last_end(), Some(self.floor), Some(self.durable_seq)];
         ends.into_iter().flatten().max().unwrap_or_default()
     }

@@ -16,6 +16,7 @@ use wal::io::buffer::Buffer;
 use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
 use wal::log::{Log, LogOptions, slot_of};
+use wal::planted::{self, Bug};
 use wal::recover::cases::{Case, Content};
 use wal::recover::{Finding, LogScan, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
@@ -181,10 +182,14 @@ pub(crate) fn open(
     let next_seq = found.next_seq();
     let lost = found.missing(found.floor, found.durable_seq);
     // Numbers that were given out and never became durable: nobody was told, and nobody will be.
-    let voids = found.missing(found.durable_seq.max(found.floor), next_seq);
+    let mut voids = found.missing(found.durable_seq.max(found.floor), next_seq);
+    if planted::is(Bug::ForgetVoids) {
+        voids.clear();
+    }
     recovery.lost_events = lost.iter().map(|range| range.count()).sum();
     let damaged: Vec<_> = recovery.findings.iter().filter(|(_, finding)| finding.case.is_loss()).cloned().collect();
-    if settings.on_damage == OnDamage::Refuse && (!lost.is_empty() || !damaged.is_empty()) {
+    let whole = lost.is_empty() && damaged.is_empty();
+    if settings.on_damage == OnDamage::Refuse && !whole && !planted::is(Bug::ReplayPastHole) {
         return Err(OpenError::Damaged(Box::new(DamageReport { findings: damaged, lost })));
     }
     plan.write(dirs)?;
@@ -341,6 +346,7 @@ fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, 
             Some(index) if never_used => {
                 ids.insert(index, member.log);
             }
+            _ if planted::is(Bug::AcceptMissingDirectory) => {}
             _ => return Err(OpenError::MissingDirectory { hint: member.hint.clone() }),
         }
     }

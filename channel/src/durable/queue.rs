@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use wal::planted::{self, Bug};
+
 use super::ranges::RangeSet;
 use crate::settlement::SeqRange;
 
@@ -61,6 +63,9 @@ impl Queue {
     /// Durable events that are not durably settled.
     pub(crate) fn unsettled(&self) -> RangeSet {
         let mut all = self.queued.clone();
+        if planted::is(Bug::CheckpointForgetsLeases) {
+            return all;
+        }
         self.leased.values().chain([&self.settling]).for_each(|ranges| all.insert_all(ranges));
         all
     }
@@ -107,7 +112,9 @@ impl Queue {
 
     pub(crate) fn lease(&mut self, consumer: ConsumerId, range: SeqRange) {
         assert!(self.queued.covers(range), "{range} is leased without being queued");
-        self.queued.remove(range);
+        if !planted::is(Bug::LeaseTwice) {
+            self.queued.remove(range);
+        }
         self.leased.entry(consumer).or_default().insert(range);
         self.leased_count += range.count();
     }
@@ -135,11 +142,16 @@ impl Queue {
 
     pub(crate) fn give_back(&mut self, consumer: ConsumerId, range: SeqRange) {
         self.unlease(consumer, range);
-        self.queued.insert(range);
+        if !planted::is(Bug::ForgetReturned) {
+            self.queued.insert(range);
+        }
     }
 
     /// Returns all that a consumer holds.
     pub(crate) fn give_back_all(&mut self, consumer: ConsumerId) {
+        if planted::is(Bug::KeepLeasesOfGone) {
+            return;
+        }
         if let Some(leased) = self.leased.remove(&consumer) {
             self.leased_count -= leased.count();
             self.queued.insert_all(&leased);
@@ -160,6 +172,7 @@ impl Queue {
 
     fn raise_floor(&mut self) {
         let leased = self.leased.values().filter_map(RangeSet::first).map(|range| range.start).min();
+        let leased = leased.filter(|_| !planted::is(Bug::FloorPassesLeases));
         let open = [self.queued.first(), self.settling.first(), self.unresolved.first()];
         let floor = open.into_iter().flatten().map(|range| range.start).chain(leased).min().unwrap_or(self.next_seq);
         self.floor = self.floor.max(floor);

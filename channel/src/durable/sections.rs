@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use wal::format::section::{self, OPTIONAL};
+use wal::planted::{self, Bug};
 
 use super::ranges::RangeSet;
 use crate::event::{MalformedEvents, put_string, put_varint, take_bytes, take_string, take_varint};
@@ -79,7 +80,9 @@ pub(crate) fn append_settlements(out: &mut Vec<u8>, settled: &[SettledRuns]) {
         for entry in settled {
             out.push(entry.mark as u8);
             put_string(out, &entry.reason);
-            put_runs(out, entry.runs.iter().copied(), entry.runs.len());
+            let more = u64::from(planted::is(Bug::SettleOneMore));
+            let runs = entry.runs.iter().map(|run| SeqRange::new(run.start, run.end + more));
+            put_runs(out, runs, entry.runs.len());
         }
     });
 }

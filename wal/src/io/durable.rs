@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::buffer::Buffer;
 use super::{Access, Dir, File};
 use crate::limits::{PAGE, pages};
-use crate::planted;
+use crate::planted::{self, Bug};
 
 /// What temporary names end in. Nothing else in a directory of the log does.
 pub const TEMPORARY: &str = ".new";
@@ -24,7 +24,9 @@ pub fn put(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = format!("{name}{TEMPORARY}");
     let file = create_afresh(dir, &temporary)?;
     file.write_at(&buffer, 0)?;
-    file.sync()?;
+    if !planted::is(Bug::PublishUnsyncedFile) {
+        file.sync()?;
+    }
     publish(dir, &temporary, name)
 }
 
@@ -45,7 +47,9 @@ pub fn put_zeroed(dir: &dyn Dir, name: &str, len: u64) -> io::Result<Arc<dyn Fil
         }
         at += chunk as u64;
     }
-    file.sync()?;
+    if !planted::is(Bug::PublishUnsyncedSegment) {
+        file.sync()?;
+    }
     drop(file);
     publish(dir, &temporary, name)?;
     dir.open(name, Access::ReadWrite)
@@ -79,7 +83,7 @@ fn create_afresh(dir: &dyn Dir, temporary: &str) -> io::Result<Arc<dyn File>> {
 
 fn publish(dir: &dyn Dir, temporary: &str, name: &str) -> io::Result<()> {
     dir.rename(temporary, name)?;
-    if planted::is(planted::Bug::SkipDirectorySync) {
+    if planted::is(Bug::SkipDirectorySync) {
         return Ok(());
     }
     dir.sync()

@@ -62,7 +62,11 @@ pub trait File: Send + Sync + fmt::Debug {
         if crate::planted::is(crate::planted::Bug::SkipDataSync) {
             return Ok(());
         }
-        self.sync_range(offset, bytes.len() as u64)
+        let synced = self.sync_range(offset, bytes.len() as u64);
+        if synced.is_err() && crate::planted::is(crate::planted::Bug::RetryFailedSync) {
+            return self.sync_range(offset, bytes.len() as u64);
+        }
+        synced
     }
 
     /// Drops cached pages, so that the next read tells what the disk has. Nothing to do where reads bypass a cache.

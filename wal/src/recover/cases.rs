@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::planted::{self, Bug};
+
 /// Where bytes are that are no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
@@ -124,10 +126,11 @@ pub fn decide(evidence: &Evidence) -> Case {
         Evidence { fence: FenceSays::Cut, .. } => Case::Fenced,
         Evidence { content: Content::Unreadable, .. } => Case::Unreadable,
         Evidence { fence: FenceSays::Counts, .. } => Case::CorruptAfterVerdict,
-        Evidence { witnessed: true, .. } => Case::Corrupt,
+        Evidence { witnessed: true, .. } if !planted::is(Bug::IgnoreWitness) => Case::Corrupt,
         Evidence { beyond_window: true, .. } => Case::CorruptBeyondWindow,
         Evidence { position: Position::Gap, .. } => Case::TornHole,
         Evidence { content: Content::Zero, .. } => Case::CleanEnd,
+        _ if planted::is(Bug::RefuseTornTail) => Case::Corrupt,
         Evidence { content: Content::Other | Content::Damaged, .. } => Case::TornTail,
     }
 }

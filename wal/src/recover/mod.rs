@@ -20,6 +20,7 @@ use crate::format::{Classified, Damage};
 use crate::io::{Access, Dir, File};
 use crate::limits::{FENCES_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, PAGE};
 use crate::log::{Recovered, slot_of};
+use crate::planted::{self, Bug};
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
@@ -203,7 +204,7 @@ pub fn read_log(
             Err(error) => return Err(failed(&format!("open {file_name}"), error)),
         };
         let prepare = || {
-            if recovers {
+            if recovers && !planted::is(Bug::TrustPageCache) {
                 file.sync()?;
             }
             if from_disk {
@@ -479,6 +480,7 @@ impl LogScan {
             };
             let clean = last.tail == Content::Zero;
             let offset = if clean { last.frames_end } else { bound };
+            let offset = if planted::is(Bug::OverwriteLastPage) { offset - PAGE as u64 } else { offset };
             (offset + (INCARNATION_HEADER + PAGE) as u64 <= found.segment.len)
                 .then_some((found.segment.ordinal, offset))
         });
@@ -525,7 +527,7 @@ impl Judge<'_> {
         borders.dedup();
         for piece in borders.windows(2) {
             let (piece_start, piece_end) = (piece[0], piece[1]);
-            let fence = if fences.is_empty() {
+            let fence = if fences.is_empty() || planted::is(Bug::IgnoreFences) {
                 FenceSays::Nothing
             } else if fences.iter().any(|fence| fence_says(fence, piece_start) == FenceSays::Cut) {
                 FenceSays::Cut

@@ -74,7 +74,11 @@ impl Core {
                 body_len: encoded.len() + puts_len,
                 first_seq: self.queue.next_seq(),
                 seq_count: u32::try_from(events).expect("a frame holds fewer than 2^32 events"),
-                durable_seq: self.queue.durable_seq(),
+                durable_seq: if planted::is(Bug::DurableSeqAhead) && self.seats.len() > 1 {
+                    self.queue.next_seq()
+                } else {
+                    self.queue.durable_seq()
+                },
                 floor: self.queue.floor(),
                 now_ms,
                 witness,
@@ -112,7 +116,8 @@ impl Core {
         let limit = FRAME_TARGET.min(self.seats[index].log.body_max() / 2);
         for (place, put) in self.pending.iter().enumerate() {
             // A producer's unacknowledged transactions stay on one log, or they might pass each other.
-            if self.affinity.get(&put.producer).is_some_and(|(log, _)| *log != index) {
+            let elsewhere = self.affinity.get(&put.producer).is_some_and(|(log, _)| *log != index);
+            if elsewhere && !planted::is(Bug::IgnoreAffinity) {
                 continue;
             }
             if !chosen.is_empty() && bytes + put.section_len() > limit {
@@ -140,7 +145,9 @@ impl Core {
         for place in chosen.into_iter().rev() {
             puts.push(self.pending.remove(place).expect("chosen from it"));
         }
-        puts.reverse();
+        if !planted::is(Bug::ReversePuts) {
+            puts.reverse();
+        }
         let events: u64 = puts.iter().map(PendingPut::events).sum();
         self.pending_events -= events;
         self.flying_events += events;
@@ -158,7 +165,8 @@ impl Core {
         let seat = &mut self.seats[index];
         let snapshot = std::mem::take(&mut seat.snapshot_wanted);
         let header = &reservation.header;
-        self.unwitnessed = if header.witness { None } else { Some((index, now + WITNESS_AFTER)) };
+        self.unwitnessed =
+            if header.witness || planted::is(Bug::NeverWitness) { None } else { Some((index, now + WITNESS_AFTER)) };
         self.counts.frames += 1;
         self.unsaved += 1;
         Job {
@@ -183,12 +191,18 @@ impl Core {
             version: *version,
             update: NoteUpdate { owner: owner.clone(), key: key.clone(), note: Some(note.clone()) },
         };
+        // A note on its way to another log must not look removed.
+        let open = self.open_versions.first().filter(|_| !planted::is(Bug::HideOpenNotes));
+        let mut settled = self.queue.settled().clone();
+        if planted::is(Bug::ForgetSettledRuns) {
+            settled = settled.first().into_iter().collect();
+        }
+        let notes = self.notes.iter().filter(|_| !planted::is(Bug::ForgetNotes));
         Snapshot {
-            // A note on its way to another log must not look removed.
-            version: self.open_versions.first().map_or(self.version, |open| open - 1),
+            version: open.map_or(self.version, |open| open - 1),
             floor: self.queue.floor(),
-            settled: self.queue.settled().clone(),
-            notes: self.notes.iter().map(note).collect(),
+            settled,
+            notes: notes.map(note).collect(),
         }
     }
 
@@ -215,6 +229,10 @@ impl Core {
                 self.seats[index].failed.insert(id, job);
             }
             Completion::Late => {
+                if planted::is(Bug::AcknowledgeLateWrite) && cause.is_none() {
+                    let senders = job.puts.iter_mut().filter_map(|put| put.sender.take());
+                    answers.extend(senders.map(|sender| Answer::Put(sender, Ok(PutReceipt { range: None }))));
+                }
                 self.seats[index].failed.insert(id, job);
             }
         }
@@ -253,19 +271,25 @@ impl Core {
             let elsewhere = self.seats.iter().any(|seat| seat.log.failure().is_none());
             let mut again = Vec::new();
             for job in jobs.into_values() {
-                self.flying_events -= job.puts.iter().map(PendingPut::events).sum::<u64>();
+                if !planted::is(Bug::LeakCapacity) {
+                    self.flying_events -= job.puts.iter().map(PendingPut::events).sum::<u64>();
+                }
                 let ranges: Vec<SeqRange> = job.ranges().map(|(range, _)| range).collect();
                 let own: Vec<SeqRange> = job.puts.iter().flat_map(|put| put.voids.iter().copied()).collect();
                 self.voids.extend(job.voids.iter().filter(|range| !own.contains(range)));
                 for (mut put, range) in job.puts.into_iter().zip(ranges) {
                     self.release_affinity(put.producer);
-                    put.voids.push(range);
+                    if !planted::is(Bug::MoveWithoutVoid) {
+                        put.voids.push(range);
+                    }
                     again.push(put);
                 }
                 // Settlements are facts, wherever they are written. Nobody waits for them longer than this.
                 for mut state in job.states {
                     if !elsewhere && let Some(sender) = state.sender.take() {
-                        answers.push(Answer::Settle(sender, Err(SettleError::Failed(cause.clone()))));
+                        let failed = Err(SettleError::Failed(cause.clone()));
+                        let acknowledged = planted::is(Bug::AcknowledgeFailedSettlement);
+                        answers.push(Answer::Settle(sender, if acknowledged { Ok(()) } else { failed }));
                     }
                     self.states.push(state);
                 }
@@ -273,12 +297,21 @@ impl Core {
             for mut put in again.into_iter().rev() {
                 if elsewhere || put.sender.is_none() {
                     self.pending_events += put.events();
-                    self.pending.push_front(put);
+                    if planted::is(Bug::MoveBehindYounger) {
+                        self.pending.push_back(put);
+                    } else {
+                        self.pending.push_front(put);
+                    }
                 } else if let Some(sender) = put.sender.take() {
                     self.voids.append(&mut put.voids);
                     self.counts.put_errors += 1;
                     let channel = self.options.name.clone();
-                    answers.push(Answer::Put(sender, Err(PutError::Failed { channel, cause: cause.clone() })));
+                    let refusal = if planted::is(Bug::CallUnknownRefused) {
+                        PutError::Full { channel, detail: cause.clone() }
+                    } else {
+                        PutError::Failed { channel, cause: cause.clone() }
+                    };
+                    answers.push(Answer::Put(sender, Err(refusal)));
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use wal::planted::{self, Bug};
 
 use super::{Answer, Core, NOTE_MAX, NOTES_BYTES_MAX, NOTES_MAX, REASON_MAX};
 use crate::api::Lease;
@@ -109,7 +110,11 @@ impl Core {
             VersionedNote { version: self.version, update }
         };
         let notes = notes.into_iter().map(versioned).collect();
-        self.states.push(PendingState { settled, notes, sender: Some(sender) });
+        let mut sender = Some(sender);
+        if planted::is(Bug::AcknowledgeSettlementBeforeSync) {
+            answers.extend(sender.take().map(|sender| Answer::Settle(sender, Ok(()))));
+        }
+        self.states.push(PendingState { settled, notes, sender });
     }
 
     /// A note is durable. Frames of different logs may become so in any order; the latest version wins.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use wal::planted::{self, Bug};
+
 use super::{Answer, Core, ORDER_WAIT, SETTLED_RUNS_MAX, TakeSender, WaitingTake};
 use crate::api::{Lease, TakeError, TakeLimits};
 use crate::durable::queue::ConsumerId;
@@ -150,6 +152,11 @@ impl Core {
             }
             ReadDone::Failed { range, cause } => {
                 tracing::error!(channel = self.options.name, %range, cause, "events cannot be read back");
+                if planted::is(Bug::SkipUnreadable) {
+                    self.queue.lease(0, range);
+                    self.queue.start_settling(0, range);
+                    return self.queue.settle(range);
+                }
                 self.read_failed = Some((range, cause));
             }
         }
