@@ -8,6 +8,8 @@
 pub mod cases;
 pub mod known;
 pub mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -444,10 +446,14 @@ impl LogScan {
     pub fn recovered(self, witnessed: Mark, segment_len: u64, encrypted: bool) -> Recovered {
         let mut fences = self.fences.clone();
         let mut unclean = false;
-        for found in &self.segments {
+        for (index, found) in self.segments.iter().enumerate() {
+            let successor_says = self.segments.get(index + 1).map_or(0, |next| next.previous_end);
             for outline in &found.incarnations {
                 let fenced = self.fences_of(found.segment.ordinal, outline.id).next().is_some();
-                if fenced || witnessed.ordinal > found.segment.ordinal || outline.frames == 0 {
+                // Its frames may all be missing while one that overtook them stands in the next segment.
+                let overtaken = successor_says > outline.start;
+                let unused = outline.frames == 0 && outline.tail == Content::Zero && !overtaken;
+                if fenced || witnessed.ordinal > found.segment.ordinal || unused {
                     continue;
                 }
                 unclean |= outline.tail != Content::Zero || !outline.gaps.is_empty();

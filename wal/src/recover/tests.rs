@@ -1,0 +1,87 @@
+//! Stories of crashes that recovery must survive twice: what it decides must still hold after the next crash.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::device::Device;
+use crate::io::buffer::Buffer;
+use crate::io::sim::{Outcome, SimDisk, SimRandom};
+use crate::limits::SEGMENT_MIN;
+use crate::log::{FrameRequest, Log, LogOptions, Reservation};
+
+const SEGMENT: u64 = SEGMENT_MIN + 4 * PAGE as u64;
+const LOG: [u8; 16] = [2; 16];
+
+fn read(disk: &SimDisk) -> LogScan {
+    read_log(&*disk.dir("d"), LOG, [1; 16], &[], Purpose::Recover, &[], &|_| false, &mut |_, _| {}).unwrap()
+}
+
+/// Opens the log as a channel would, which must find nothing lost.
+fn open(disk: &SimDisk) -> Log {
+    let scan = read(disk);
+    let mark = scan.marks.get(&LOG).copied().unwrap_or_default();
+    let lost: Vec<Finding> = scan.judge(mark).into_iter().filter(|finding| finding.case.is_loss()).collect();
+    assert_eq!(lost, []);
+    let options =
+        LogOptions { channel: [1; 16], log: LOG, segment_len: SEGMENT, key: None, spare_segments: 2, reserve_bytes: 0 };
+    let mut log = Log::new(options, Device::new("d", 4), scan.recovered(mark, SEGMENT, false));
+    while log.needs_verdict() {
+        chore(&mut log, disk);
+    }
+    log
+}
+
+fn chore(log: &mut Log, disk: &SimDisk) {
+    let random = SimRandom::new(disk.operations());
+    let chore = log.next_chore(&random, true, false, 0).expect("there is something to do");
+    let result = chore.run(&*disk.dir("d"));
+    log.chore_done(chore, result);
+}
+
+fn reserve(log: &mut Log, disk: &SimDisk, pages: usize) -> Reservation {
+    let request = FrameRequest {
+        body_len: (pages - 1) * PAGE,
+        first_seq: 0,
+        seq_count: 0,
+        durable_seq: 0,
+        floor: 0,
+        now_ms: 0,
+        witness: false,
+    };
+    loop {
+        match log.reserve(&request) {
+            Ok(reservation) => return reservation,
+            Err(_) => chore(log, disk),
+        }
+    }
+}
+
+fn write(reservation: &Reservation) {
+    let mut frame = Buffer::zeroed(reservation.header.stored_len as usize).unwrap();
+    reservation.header.encode_into(&mut frame);
+    FrameHeader::seal_checksums(&mut frame);
+    reservation.file.write_durable_at(&frame, reservation.header.offset).unwrap();
+}
+
+#[test]
+fn an_incarnation_whose_first_frame_was_overtaken_stays_decided() {
+    let disk = SimDisk::default();
+    let mut log = open(&disk);
+    let overtaken = reserve(&mut log, &disk, 5);
+    let next = reserve(&mut log, &disk, 2);
+    assert!(overtaken.header.ordinal < next.header.ordinal && next.header.previous_end == overtaken.header.end());
+    write(&next);
+    drop(log);
+    disk.restart(Outcome::Nothing);
+
+    let mut log = open(&disk);
+    let first = reserve(&mut log, &disk, 1);
+    write(&first);
+    log.complete(first.id, first.epoch, Ok(()));
+    let second = reserve(&mut log, &disk, 1);
+    assert!(second.header.durable.ordinal > overtaken.header.ordinal, "it testifies for later segments only");
+    write(&second);
+    drop(log);
+    disk.restart(Outcome::Nothing);
+    open(&disk);
+}
