@@ -195,6 +195,11 @@ pub fn read_log(
         Purpose::Inspect { depth, from_disk } => (depth, from_disk),
     };
     let mut slots = Vec::new();
+    if recovers {
+        // Names are cached as well: a process that died before it synced the directory leaves files that everybody
+        // sees and that the next power cut takes away, with whatever was written into them since.
+        dir.sync().map_err(|error| failed("sync", error))?;
+    }
     for file_name in dir.list().map_err(|error| failed("list", error))? {
         let Some(slot) = slot_of(&file_name) else { continue };
         scan.next_slot = scan.next_slot.max(slot + 1);

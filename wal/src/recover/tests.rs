@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::io::buffer::Buffer;
 use crate::io::sim::{Outcome, SimDisk, SimRandom};
 use crate::limits::SEGMENT_MIN;
-use crate::log::{FrameRequest, Log, LogOptions, Reservation};
+use crate::log::{FrameRequest, Log, LogOptions, Reservation, slot_name};
 
 const SEGMENT: u64 = SEGMENT_MIN + 4 * PAGE as u64;
 const LOG: [u8; 16] = [2; 16];
@@ -61,6 +61,19 @@ fn write(reservation: &Reservation) {
     reservation.header.encode_into(&mut frame);
     FrameHeader::seal_checksums(&mut frame);
     reservation.file.write_durable_at(&frame, reservation.header.offset).unwrap();
+}
+
+#[test]
+fn a_file_that_only_the_page_cache_knows_by_name_is_durable_before_it_is_used() {
+    let disk = SimDisk::default();
+    let file = disk.dir("d").create(&slot_name(1)).unwrap();
+    file.write_at(&Buffer::zeroed(SEGMENT as usize).unwrap(), 0).unwrap();
+    file.sync().unwrap();
+    // The process died between the rename and the sync of the directory.
+    disk.restart(Outcome::ProcessKilled);
+    assert_eq!(read(&disk).spares().0, 1);
+    disk.restart(Outcome::Nothing);
+    assert_eq!(read(&disk).spares().0, 1, "frames may be in it by now");
 }
 
 #[test]
