@@ -10,7 +10,10 @@ mod faults;
 mod kills;
 mod ledger;
 mod load;
+mod mortal;
+mod syscalls;
 mod tally;
+mod two;
 mod volume;
 
 use std::process::ExitCode;
@@ -26,6 +29,10 @@ enum Arguments {
     Faults(tally::Alone),
     /// `kill -9` of the whole agent.
     Kills(tally::Alone),
+    /// A kill at each system call.
+    Syscalls(tally::Alone),
+    /// Two processes on one directory.
+    Two(tally::Alone),
     /// A load on a channel, for layers that kill it.
     #[command(hide = true)]
     Load(load::Arguments),
@@ -36,6 +43,8 @@ fn main() -> ExitCode {
         Arguments::Cuts(alone) => alone.run(cuts::run),
         Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),
+        Arguments::Syscalls(alone) => alone.run(syscalls::run),
+        Arguments::Two(alone) => alone.run(two::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }
 }
