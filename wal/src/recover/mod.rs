@@ -419,10 +419,12 @@ impl LogScan {
         (self.spares.len(), self.spares.iter().map(|spare| spare.len).sum())
     }
 
-    /// Whether every segment that a checkpoint knows is here, or was given back since.
+    /// Whether a checkpoint spared no reading that matters: every segment that it knows is here, or was given back
+    /// since, and no file lost its header, for which of them were given back is written in the frames that were spared.
     pub fn has_all(&self, known: &[KnownSegment]) -> bool {
         let here = |known: &KnownSegment| self.segments.iter().any(|found| found.segment.ordinal == known.ordinal);
-        known.iter().all(|known| known.ordinal < self.oldest_ordinal || here(known))
+        let all = known.iter().all(|known| known.ordinal < self.oldest_ordinal || here(known));
+        known.is_empty() || (all && self.lost_headers.is_empty())
     }
 
     /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.

@@ -13,7 +13,11 @@ const SEGMENT: u64 = SEGMENT_MIN + 4 * PAGE as u64;
 const LOG: [u8; 16] = [2; 16];
 
 fn read(disk: &SimDisk) -> LogScan {
-    read_log(&*disk.dir("d"), LOG, [1; 16], &[], Purpose::Recover, &[], &|_| false, &mut |_, _| {}).unwrap()
+    read_with(disk, &[])
+}
+
+fn read_with(disk: &SimDisk, known: &[KnownSegment]) -> LogScan {
+    read_log(&*disk.dir("d"), LOG, [1; 16], &[], Purpose::Recover, known, &|_| false, &mut |_, _| {}).unwrap()
 }
 
 /// Opens the log as a channel would, which must find nothing lost.
@@ -97,4 +101,34 @@ fn an_incarnation_whose_first_frame_was_overtaken_stays_decided() {
     drop(log);
     disk.restart(Outcome::Nothing);
     open(&disk);
+}
+
+#[test]
+fn a_checkpoint_is_set_aside_when_a_drained_file_lost_its_header() {
+    let disk = SimDisk::default();
+    let mut log = open(&disk);
+    let mut write_durable = |log: &mut Log| {
+        let frame = reserve(log, &disk, 5);
+        write(&frame);
+        log.complete(frame.id, frame.epoch, Ok(()));
+        frame.header.ordinal
+    };
+    let drained = write_durable(&mut log);
+    write_durable(&mut log);
+    log.retire(drained);
+    write_durable(&mut log);
+    // The newest segment has no frame yet, so all frames that know what was given back are in the checkpoint's care.
+    let unwritten = reserve(&mut log, &disk, 5);
+    log.release(drained);
+    let known: Vec<KnownSegment> = log.sealed_segments().filter_map(KnownSegment::of).collect();
+    assert!(known.iter().all(|known| drained < known.ordinal && known.ordinal < unwritten.header.ordinal));
+    drop(log);
+    disk.restart(Outcome::Nothing);
+    // The file was about to be used again: both copies of the new header are torn, the old frames still stand.
+    disk.corrupt("d", &slot_name(1), |bytes| bytes[..INCARNATION_HEADER].fill(7));
+
+    let scan = read_with(&disk, &known);
+    assert_eq!((scan.vouched, scan.lost_headers.len()), (known.len() as u64, 1));
+    assert!(!scan.has_all(&known));
+    assert_eq!(read(&disk).lost_headers, []);
 }
