@@ -91,7 +91,7 @@ impl Found {
         Ok(())
     }
 
-    fn take_snapshot(&mut self, snapshot: Snapshot) {
+    pub(crate) fn take_snapshot(&mut self, snapshot: Snapshot) {
         self.floor = self.floor.max(snapshot.floor);
         self.settled.insert_all(&snapshot.settled);
         self.version = self.version.max(snapshot.version);
@@ -107,7 +107,7 @@ impl Found {
         }
     }
 
-    fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
+    pub(crate) fn take_note(&mut self, VersionedNote { version, update }: VersionedNote) {
         self.version = self.version.max(version);
         let known = self.notes.entry((update.owner, update.key)).or_insert((version, None));
         if known.0 <= version || planted::is(Bug::OlderNoteWins) {

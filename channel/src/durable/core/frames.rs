@@ -198,11 +198,18 @@ impl Core {
             settled = settled.first().into_iter().collect();
         }
         let notes = self.notes.iter().filter(|_| !planted::is(Bug::ForgetNotes));
+        let version = open.map_or(self.version, |open| open - 1);
+        // Nor may one that was removed look open, once the segment with its removal is given back.
+        let removed = self.removed_notes.iter().filter(|(_, removed)| **removed > version);
+        let removal = |((owner, key), version): (&(String, String), &u64)| VersionedNote {
+            version: *version,
+            update: NoteUpdate { owner: owner.clone(), key: key.clone(), note: None },
+        };
         Snapshot {
-            version: open.map_or(self.version, |open| open - 1),
+            version,
             floor: self.queue.floor(),
             settled,
-            notes: notes.map(note).collect(),
+            notes: notes.map(note).chain(removed.map(removal)).collect(),
         }
     }
 

@@ -172,3 +172,53 @@ fn shortened(mut reason: String) -> String {
     reason.truncate(end);
     reason
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wal::io::sim::SimRandom;
+
+    use super::*;
+    use crate::durable::core::{CoreOptions, Start};
+    use crate::durable::found::Found;
+    use crate::durable::queue::Queue;
+    use crate::ticket::Ticket;
+
+    #[test]
+    fn a_removal_outlives_its_segment_while_an_older_note_is_in_flight() {
+        let options = CoreOptions {
+            name: "c1".to_owned(),
+            capacity: 1,
+            transaction_capacity: 1,
+            keep_alive: Duration::ZERO,
+            disk_bytes_max: None,
+            hot_tail_bytes: 0,
+            checkpoint_interval: Duration::ZERO,
+        };
+        let start = Start {
+            channel: [1; 16],
+            logs: Vec::new(),
+            queue: Queue::default(),
+            notes: Default::default(),
+            version: 0,
+            voids: Vec::new(),
+            lost: Vec::new(),
+        };
+        let mut core = Core::new(options, Arc::new(SimRandom::new(1)), Vec::new(), start);
+        for (key, note) in [("stalls", Some("x")), ("removed", Some("y")), ("removed", None)] {
+            let note = note.map(|note| Bytes::from(note.as_bytes()));
+            let update = NoteUpdate { owner: "sink".to_owned(), key: key.to_owned(), note };
+            core.enqueue_state(Vec::new(), vec![update], Ticket::pair().0, &mut Vec::new());
+        }
+        let notes: Vec<VersionedNote> = core.states.iter().flat_map(|state| state.notes.clone()).collect();
+        // The first frame is on its way to a disk that stalls; the other two are durable on another one.
+        notes[1..].iter().for_each(|note| core.publish_note(note.clone()));
+
+        // The segment with the removal is given back after a snapshot; the one with the note itself is still there.
+        let mut found = Found::default();
+        found.take_note(notes[1].clone());
+        found.take_snapshot(core.snapshot());
+        assert!(found.live_notes().is_empty(), "{:?}", found.live_notes());
+    }
+}
