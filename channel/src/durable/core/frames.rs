@@ -116,8 +116,10 @@ impl Core {
         let limit = FRAME_TARGET.min(self.seats[index].log.body_max() / 2);
         for (place, put) in self.pending.iter().enumerate() {
             // A producer's unacknowledged transactions stay on one log, or they might pass each other.
-            let elsewhere = self.affinity.get(&put.producer).is_some_and(|(log, _)| *log != index);
-            if elsewhere && !planted::is(Bug::IgnoreAffinity) {
+            // While writes of failed ones have not returned, they wait to go somewhere, and the younger ones wait too.
+            let affinity = self.affinity.get(&put.producer);
+            let bound = affinity.is_some_and(|(log, _)| *log != index || self.seats[*log].failed_out > 0);
+            if bound && !planted::is(Bug::IgnoreAffinity) {
                 continue;
             }
             if !chosen.is_empty() && bytes + put.section_len() > limit {
@@ -370,5 +372,84 @@ impl Core {
             seat.retiring = None;
             seat.log.release(ordinal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wal::device::Device;
+    use wal::io::sim::{SimDisk, SimRandom};
+
+    use super::*;
+    use crate::durable::core::CoreOptions;
+    use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
+    use crate::event::EventBatch;
+    use crate::ticket::Ticket;
+
+    fn core(disk: &SimDisk) -> Core {
+        let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4) }];
+        let settings = OpenSettings {
+            segment_len: 1 << 20,
+            reserve_bytes: 0,
+            key: None,
+            keys: Vec::new(),
+            on_damage: OnDamage::Refuse,
+        };
+        let random = SimRandom::new(1);
+        let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
+        let options = CoreOptions {
+            name: "c1".to_owned(),
+            capacity: 100,
+            transaction_capacity: 100,
+            keep_alive: Duration::from_secs(60),
+            disk_bytes_max: None,
+            hot_tail_bytes: 0,
+            checkpoint_interval: Duration::ZERO,
+        };
+        Core::new(options, Arc::new(random), vec![Arc::default()], start)
+    }
+
+    /// Puts so much that its frame is worth a write beside others, and does what else the disk asks for.
+    fn put(core: &mut Core, disk: &SimDisk, now: Duration, producer: u64) -> Option<Job> {
+        let mut batch = EventBatch::new();
+        batch.push([("a", "b")], &[0; 100_000]);
+        core.put(now, PendingPut::new(producer, batch, Ticket::pair().0, now), &mut Vec::new());
+        gather(core, disk, now)
+    }
+
+    fn gather(core: &mut Core, disk: &SimDisk, now: Duration) -> Option<Job> {
+        loop {
+            if let Some(job) = core.gather(0, now, 1, &mut Vec::new()) {
+                return Some(job);
+            }
+            let chore = core.next_chore(0, now, 1)?;
+            let result = chore.run(&*disk.dir("d"));
+            core.chore_done(0, now, chore, result, &mut Vec::new());
+        }
+    }
+
+    #[test]
+    fn a_younger_transaction_waits_for_older_ones_whose_write_failed() {
+        let disk = SimDisk::default();
+        let mut core = core(&disk);
+        let mut now = Duration::from_secs(1);
+        let (producer, other) = (core.handle(), core.handle());
+        let first = put(&mut core, &disk, now, producer).expect("a frame");
+        let second = put(&mut core, &disk, now, producer).expect("a frame beside it");
+        core.complete(now, first, Err(io::Error::other("EIO")), &mut Vec::new());
+
+        // The disk takes writes again before all of those that failed have returned.
+        now += RETRY_AFTER;
+        assert!(put(&mut core, &disk, now, producer).is_none(), "it would pass the two before it");
+        assert_eq!(core.seats[0].log.failure(), None);
+        let passing = put(&mut core, &disk, now, other).expect("nobody else waits");
+        assert_eq!(passing.puts.iter().map(|put| put.producer).collect::<Vec<_>>(), [other]);
+
+        core.complete(now, second, Ok(()), &mut Vec::new());
+        let again = gather(&mut core, &disk, now).expect("a frame");
+        let voids: Vec<usize> = again.puts.iter().map(|put| put.voids.len()).collect();
+        assert_eq!(voids[..2], [1, 1], "those that failed go first");
     }
 }
