@@ -1,30 +1,43 @@
 //! Runs simulations of the durable channel: `cargo run -p channel --features sim --example simulate -- FIRST COUNT`.
 //!
-//! Prints each broken promise with its seed, and ends with 1 if there was one.
+//! Prints what was met, and for a broken promise the smallest history that breaks it.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use channel::simulation::{Plan, simulate};
+use channel::simulation::{Plan, Report, shrink, simulate};
 
 fn main() -> ExitCode {
-    let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|number| number.parse().ok()).collect();
-    let [first, count] = numbers[..] else {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
+    let (Some(Ok(first)), Some(Ok(count))) = (arguments.next(), arguments.next()) else {
         eprintln!("usage: simulate FIRST_SEED COUNT");
         return ExitCode::from(2);
     };
-    let started = Instant::now();
-    let (mut crashes, mut broken) = (0, 0);
-    for seed in first..first.saturating_add(count) {
-        match simulate(&Plan::from_seed(seed)) {
-            Ok(report) => crashes += report.crashes,
-            Err(story) => {
-                println!("{story}");
-                broken += 1;
+    let (began, mut total) = (Instant::now(), Report::default());
+    for seed in first..first + count {
+        let plan = Plan::from_seed(seed);
+        match simulate(&plan) {
+            Ok(report) => total.add(&report),
+            Err(broken) => {
+                println!("seed {seed}: {broken}");
+                let small = shrink(&plan, &|plan| simulate(plan).is_err());
+                println!("{}\n{small}", simulate(&small).expect_err("it still fails"));
+                return ExitCode::FAILURE;
             }
         }
     }
-    let rate = crashes as f64 / started.elapsed().as_secs_f64();
-    println!("{count} seeds, {crashes} crashes, {broken} broken promises, {rate:.0} crashes a second");
-    ExitCode::from(u8::from(broken > 0))
+    let seconds = began.elapsed().as_secs_f64();
+    total.cycles.sort_unstable();
+    let median = total.cycles[total.cycles.len() / 2].0;
+    total.cycles.sort_unstable_by_key(|(_, rolls)| *rolls);
+    let rolls = total.cycles[total.cycles.len() / 2].1;
+    println!(
+        "{} crashes, {:.0} a second, median cycle {median} events {rolls} rolls",
+        total.crashes,
+        total.crashes as f64 / seconds
+    );
+    println!("{}\nmissing {:?}, surprises {:?}", total.coverage, total.coverage.missing(), total.coverage.surprises());
+    total.cycles.clear();
+    println!("{total:?}");
+    ExitCode::SUCCESS
 }

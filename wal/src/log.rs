@@ -147,6 +147,9 @@ pub enum ChoreDone {
     Probed,
 }
 
+/// So many segments without events are given back together; a snapshot and its witness fill at most two.
+const BARE_SEGMENTS: usize = 4;
+
 pub const PROBE: &str = "probe";
 
 /// The file name of a slot.
@@ -698,37 +701,45 @@ impl Log {
         self.unclean && self.ready.is_none() && self.open.is_none()
     }
 
-    /// The oldest segment, if `drained` says so of its events and nothing of it is in use.
-    pub fn retirable(&self, drained: impl FnOnce(&Segment) -> bool) -> Option<u64> {
-        let segment = self.segments.front()?;
-        let in_use = self.open.as_ref().is_some_and(|open| open.ordinal == segment.ordinal)
-            || self.ready.as_ref().is_some_and(|ready| ready.header.ordinal == segment.ordinal)
-            || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
-            || self.segments.len() == 1
-            || (self.late > 0 && !planted::is(Bug::ReuseUnderLateWrite));
-        (!in_use && self.failure.is_none() && drained(segment)).then_some(segment.ordinal)
+    /// The last of the oldest segments of which `drained` says so and nothing is in use: all up to it can be given back
+    /// together, with one snapshot.
+    pub fn retirable(&self, drained: impl Fn(&Segment) -> bool) -> Option<u64> {
+        if self.failure.is_some() || (self.late > 0 && !planted::is(Bug::ReuseUnderLateWrite)) {
+            return None;
+        }
+        let in_use = |segment: &Segment| {
+            self.open.as_ref().is_some_and(|open| open.ordinal == segment.ordinal)
+                || self.ready.as_ref().is_some_and(|ready| ready.header.ordinal == segment.ordinal)
+                || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
+        };
+        let older = self.segments.iter().take(self.segments.len().saturating_sub(1));
+        let done: Vec<&Segment> = older.take_while(|segment| !in_use(segment) && drained(segment)).collect();
+        // Giving back takes a snapshot, and that a witness: these frames alone must not ask for the next snapshot.
+        let worth = done.len() >= BARE_SEGMENTS || done.iter().any(|segment| segment.first_seq != segment.end_seq);
+        done.last().filter(|_| worth).map(|segment| segment.ordinal)
     }
 
-    /// Announces in all further frames that `ordinal` is given back. Once one of them is durable, call
+    /// Announces in all further frames that everything up to `ordinal` is given back. Once one of them is durable, call
     /// [`release`](Log::release).
     pub fn retire(&mut self, ordinal: u64) {
         self.oldest_ordinal = self.oldest_ordinal.max(ordinal + 1);
     }
 
-    /// Gives back the oldest segment: kept as a spare, or removed.
+    /// Gives back all segments up to `ordinal`: kept as spares, or removed.
     pub fn release(&mut self, ordinal: u64) {
         assert!(ordinal < self.oldest_ordinal, "retired before it is released");
-        let Some(segment) = self.segments.pop_front_if(|segment| segment.ordinal == ordinal) else { return };
         self.fences.retain(|fence| fence.ordinal > ordinal);
-        // No plaintext stays behind once the channel is encrypted.
-        let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
-        let reusable = (!(was_plain && self.options.key.is_some()) || planted::is(Bug::KeepPlainSegment))
-            && segment.len == self.options.segment_len
-            && self.spares.len() < self.options.spare_segments;
-        if reusable {
-            self.spares.push((segment.slot, segment.len, segment.file));
-        } else {
-            self.removals.push(segment.slot);
+        while let Some(segment) = self.segments.pop_front_if(|segment| segment.ordinal <= ordinal) {
+            // No plaintext stays behind once the channel is encrypted.
+            let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
+            let reusable = (!(was_plain && self.options.key.is_some()) || planted::is(Bug::KeepPlainSegment))
+                && segment.len == self.options.segment_len
+                && self.spares.len() < self.options.spare_segments;
+            if reusable {
+                self.spares.push((segment.slot, segment.len, segment.file));
+            } else {
+                self.removals.push(segment.slot);
+            }
         }
     }
 

@@ -55,8 +55,15 @@ impl ChannelKey {
         let mut check = [0; 16];
         expand(b"penstock 1 key", &mut key[..]);
         expand(b"penstock 1 key check", &mut check);
+        #[cfg(any(test, feature = "sim"))]
+        let mark = u64::from_le_bytes(*key.first_chunk().expect("a key has 32 bytes"));
         let key = UnboundKey::new(&AES_256_GCM, &key[..]).expect("the key has the cipher's length");
-        (FrameKey(LessSafeKey::new(key)), check)
+        let frame_key = FrameKey {
+            key: LessSafeKey::new(key),
+            #[cfg(any(test, feature = "sim"))]
+            mark,
+        };
+        (frame_key, check)
     }
 }
 
@@ -67,7 +74,50 @@ impl fmt::Debug for ChannelKey {
 }
 
 /// Encrypts and decrypts under one derived key.
-pub struct FrameKey(LessSafeKey);
+pub struct FrameKey {
+    key: LessSafeKey,
+    /// Part of the key, so that simulations notice when a nonce is used twice under it.
+    #[cfg(any(test, feature = "sim"))]
+    mark: u64,
+}
+
+/// Watches every nonce that this thread seals with, for simulations.
+#[cfg(any(test, feature = "sim"))]
+pub mod nonces {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    /// What was sealed under (key, number), and the first number used for two different things.
+    #[derive(Default)]
+    struct Watch {
+        used: HashMap<(u64, u64), u32>,
+        repeated: Option<u64>,
+    }
+
+    thread_local! {
+        static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+    }
+
+    /// Forgets what was seen and watches from now on.
+    pub fn watch() {
+        WATCH.set(Some(Watch::default()));
+    }
+
+    /// A number that sealed two different plaintexts under one key, if there is one.
+    pub fn repeated() -> Option<u64> {
+        WATCH.with_borrow(|watch| watch.as_ref()?.repeated)
+    }
+
+    pub(super) fn note(key: u64, number: u64, authenticated: &[u8], body: &[u8]) {
+        WATCH.with_borrow_mut(|watch| {
+            let Some(watch) = watch else { return };
+            let content = crate::checksum::crc32c(authenticated) ^ crate::checksum::crc32c(body).rotate_left(7);
+            if *watch.used.entry((key, number)).or_insert(content) != content {
+                watch.repeated.get_or_insert(number);
+            }
+        });
+    }
+}
 
 /// The bytes do not authenticate under this key: they, their place or their header were changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +126,10 @@ pub struct NotAuthentic;
 impl FrameKey {
     /// Encrypts `body` in place. `number` must never be used twice with this key.
     pub fn seal(&self, number: u64, authenticated: &[u8], body: &mut [u8]) -> [u8; TAG] {
+        #[cfg(any(test, feature = "sim"))]
+        nonces::note(self.mark, number, authenticated, body);
         let tag = self
-            .0
+            .key
             .seal_in_place_separate_tag(nonce(number), additional(authenticated), body)
             .expect("a frame is far below the cipher's 64 GiB");
         let mut bytes = [0; TAG];
@@ -90,10 +142,11 @@ impl FrameKey {
         if planted::is(Bug::SkipTag) {
             // In this mode a second encryption undoes the first.
             let body_len = body_and_tag.len().checked_sub(TAG).ok_or(NotAuthentic)?;
-            self.seal(number, authenticated, &mut body_and_tag[..body_len]);
-            return Ok(());
+            let body = &mut body_and_tag[..body_len];
+            let undone = self.key.seal_in_place_separate_tag(nonce(number), additional(authenticated), body);
+            return undone.map(|_| ()).map_err(|_| NotAuthentic);
         }
-        self.0.open_in_place(nonce(number), additional(authenticated), body_and_tag).map_err(|_| NotAuthentic)?;
+        self.key.open_in_place(nonce(number), additional(authenticated), body_and_tag).map_err(|_| NotAuthentic)?;
         Ok(())
     }
 }

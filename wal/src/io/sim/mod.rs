@@ -5,59 +5,22 @@
 //! clean, so that the next one says OK although the data never reached the disk (Linux does so). Every operation has
 //! a number at which it can fail or at which the machine can stop.
 
+mod inode;
+mod random;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Access, Dir, File};
-use crate::seal::Random;
+use inode::Inode;
+pub use random::{Rng, SimRandom};
 
-/// What disks write whole, at best.
-const SECTOR: usize = 512;
-
-/// A small generator of reproducible numbers (splitmix64).
-#[derive(Debug, Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`, which is at least 1.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.number() % bound
-    }
-
-    pub fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
-}
-
-/// Salts and identities for simulations.
-#[derive(Debug)]
-pub struct SimRandom(Mutex<Rng>);
-
-impl SimRandom {
-    pub fn new(seed: u64) -> SimRandom {
-        SimRandom(Mutex::new(Rng(seed)))
-    }
-}
-
-impl Random for SimRandom {
-    fn fill(&self, bytes: &mut [u8]) {
-        let mut rng = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for chunk in bytes.chunks_mut(8) {
-            let number = rng.number().to_le_bytes();
-            chunk.copy_from_slice(&number[..chunk.len()]);
-        }
-    }
-}
+/// A disk that is never full.
+pub const UNLIMITED: u64 = 1 << 40;
 
 /// What becomes of unsynced writes when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,23 +35,54 @@ pub enum Outcome {
     Torn(u64),
 }
 
-/// An operation that fails.
-#[derive(Debug, Clone, Copy)]
-pub struct Fault {
-    /// Number of the first operation that fails.
-    pub at: u64,
-    pub forever: bool,
-    pub error: io::ErrorKind,
+/// What is done to a disk, as far as faults tell it apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Read,
+    Write,
+    Sync,
+    /// Creating, opening, renaming, removing, listing, asking for space or length.
+    Names,
+    SyncDir,
 }
 
-#[derive(Debug, Default, Clone)]
-struct Inode {
-    /// What the platter has. Shared until written, so that copies of a disk are cheap.
-    durable: Arc<Vec<u8>>,
-    /// What a reader through the cache sees.
-    cached: Arc<Vec<u8>>,
-    dirty: BTreeSet<usize>,
-    length_dirty: bool,
+/// How an operation fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It does nothing and answers with this error number.
+    Errno(i32),
+    /// A write gets half of its bytes to the cache before the disk is full. Others answer EIO.
+    Short,
+}
+
+impl Failure {
+    /// Every failure that the proof tries, with its name.
+    pub const ALL: [(&str, Failure); 8] = [
+        ("EIO", Failure::Errno(5)),
+        ("ENOSPC", Failure::Errno(28)),
+        ("EDQUOT", Failure::Errno(122)),
+        ("EROFS", Failure::Errno(30)),
+        ("EMFILE", Failure::Errno(24)),
+        ("EINTR", Failure::Errno(4)),
+        ("ENOMEM", Failure::Errno(12)),
+        ("short", Failure::Short),
+    ];
+
+    fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(if let Failure::Errno(number) = self { number } else { 5 })
+    }
+}
+
+/// Operations that fail.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// Number of the first operation that may fail.
+    pub at: u64,
+    /// Which operations fail; `None` for any.
+    pub only: Option<Operation>,
+    /// Fail from then on, or once.
+    pub forever: bool,
+    pub failure: Failure,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -133,6 +127,14 @@ struct State {
     stop_at: Option<u64>,
     stopped: bool,
     faults: Vec<Fault>,
+    /// Operations that failed, until somebody asks.
+    strikes: Vec<(Operation, Fault)>,
+    /// Promises that the log broke towards its disk.
+    broken: Vec<String>,
+    /// Bytes that must never be written.
+    secret: Option<&'static [u8]>,
+    /// Folded over all operations: one history, one number.
+    trace: u64,
     capacity: u64,
     /// Grows with each restart; handles of an earlier life answer with errors.
     life: u64,
@@ -144,7 +146,7 @@ pub struct SimDisk(Arc<Mutex<State>>);
 
 impl Default for SimDisk {
     fn default() -> SimDisk {
-        SimDisk::new(1 << 40)
+        SimDisk::new(UNLIMITED)
     }
 }
 
@@ -159,6 +161,10 @@ impl SimDisk {
             stop_at: None,
             stopped: false,
             faults: Vec::new(),
+            strikes: Vec::new(),
+            broken: Vec::new(),
+            secret: None,
+            trace: 0,
             capacity,
             life: 0,
         })))
@@ -173,6 +179,11 @@ impl SimDisk {
         let mut state = self.state();
         state.dirs.entry(name.to_owned()).or_default();
         Arc::new(SimDir { disk: self.clone(), name: name.to_owned(), life: state.life })
+    }
+
+    /// Bytes of all files.
+    pub fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// Operations so far.
@@ -203,8 +214,37 @@ impl SimDisk {
         self.state().faults.push(fault);
     }
 
+    /// Nothing fails or stops any more.
     pub fn heal(&self) {
-        self.state().faults.clear();
+        let mut state = self.state();
+        state.faults.clear();
+        state.stop_at = None;
+    }
+
+    /// Whether an injected fault is still to come, or goes on.
+    pub fn is_faulty(&self) -> bool {
+        !self.state().faults.is_empty()
+    }
+
+    /// Operations that failed since the last time this was asked.
+    pub fn take_strikes(&self) -> Vec<(Operation, Fault)> {
+        std::mem::take(&mut self.state().strikes)
+    }
+
+    /// The first promise that the log broke towards this disk: a page that was made durable is written again, a failed
+    /// sync is tried again, a secret is written in the clear.
+    pub fn broken(&self) -> Option<String> {
+        self.state().broken.first().cloned()
+    }
+
+    /// Bytes that nothing may write, ever.
+    pub fn guard(&self, secret: &'static [u8]) {
+        self.state().secret = Some(secret);
+    }
+
+    /// Folded over all operations so far.
+    pub fn trace(&self) -> u64 {
+        self.state().trace
     }
 
     /// Ends this life of the machine; what was unsynced meets its `outcome`.
@@ -217,7 +257,9 @@ impl SimDisk {
         for entries in state.dirs.values_mut() {
             entries.locked = false;
         }
+        state.strikes.clear();
         if outcome == Outcome::ProcessKilled {
+            state.inodes.iter_mut().for_each(Inode::forgive);
             return;
         }
         let mut rng = Rng(if let Outcome::Torn(seed) = outcome { seed } else { 0 });
@@ -257,6 +299,10 @@ impl SimDisk {
             stop_at: state.stop_at,
             stopped: state.stopped,
             faults: state.faults.clone(),
+            strikes: Vec::new(),
+            broken: Vec::new(),
+            secret: state.secret,
+            trace: state.trace,
             capacity: state.capacity,
             life: state.life,
         })))
@@ -266,10 +312,7 @@ impl SimDisk {
     pub fn platter(&self) -> Vec<(String, String, Vec<u8>)> {
         let state = self.state();
         let files = state.dirs.iter().flat_map(|(dir, entries)| {
-            entries
-                .current
-                .iter()
-                .map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].durable.to_vec()))
+            entries.current.iter().map(|(name, inode)| (dir.clone(), name.clone(), state.inodes[*inode].platter()))
         });
         files.collect()
     }
@@ -278,9 +321,9 @@ impl SimDisk {
     pub fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let inode = state.dirs[dir].current[name];
-        change(Arc::make_mut(&mut state.inodes[inode].durable));
-        state.inodes[inode].cached = Arc::clone(&state.inodes[inode].durable);
-        state.inodes[inode].dirty.clear();
+        let mut bytes = state.inodes[inode].platter();
+        change(&mut bytes);
+        state.inodes[inode].set_platter(&bytes);
     }
 
     /// Takes a whole directory away, as an unmounted disk does.
@@ -288,18 +331,24 @@ impl SimDisk {
         self.state().dirs.insert(name.to_owned(), Entries::default());
     }
 
-    /// Counts an operation; says whether it is the one during which the machine stops.
-    fn begin(&self, life: u64) -> io::Result<(MutexGuard<'_, State>, bool)> {
+    /// Counts an operation; says whether it is the one during which the machine stops, or which failure it meets.
+    fn begin(&self, life: u64, operation: Operation, detail: u64) -> Result<(MutexGuard<'_, State>, bool), Refusal> {
         let mut state = self.state();
         if state.stopped || state.life != life {
-            return Err(io::Error::other("the machine has stopped"));
+            return Err(Refusal::Stopped);
         }
         state.operations += 1;
         let number = state.operations;
-        if let Some(fault) =
-            state.faults.iter().find(|fault| fault.at == number || (fault.forever && number > fault.at))
-        {
-            return Err(fault.error.into());
+        let folded = state.trace ^ detail ^ ((operation as u64) << 60);
+        state.trace = folded.wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        let hits = |fault: &Fault| fault.at <= number && fault.only.is_none_or(|only| only == operation);
+        if let Some(index) = state.faults.iter().position(hits) {
+            let fault = state.faults[index];
+            if !fault.forever {
+                state.faults.swap_remove(index);
+            }
+            state.strikes.push((operation, fault));
+            return Err(Refusal::Fails(fault.failure));
         }
         let stops = state.stop_at == Some(number);
         state.stopped = stops;
@@ -309,83 +358,25 @@ impl SimDisk {
     /// Ends an operation whose effect is applied; the caller hears nothing if the machine stopped in it.
     fn end<T>(_state: MutexGuard<'_, State>, stops: bool, result: T) -> io::Result<T> {
         if stops {
-            return Err(io::Error::other("the machine has stopped"));
+            return Err(Refusal::Stopped.into());
         }
         Ok(result)
     }
 }
 
-impl Inode {
-    fn sector(bytes: &[u8], sector: usize) -> [u8; SECTOR] {
-        let mut found = [0; SECTOR];
-        let start = (sector * SECTOR).min(bytes.len());
-        let end = (start + SECTOR).min(bytes.len());
-        found[..end - start].copy_from_slice(&bytes[start..end]);
-        found
-    }
+/// Why an operation does nothing.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    Stopped,
+    Fails(Failure),
+}
 
-    fn put_sector(bytes: &mut Vec<u8>, sector: usize, content: &[u8; SECTOR]) {
-        let start = sector * SECTOR;
-        if bytes.len() < start + SECTOR {
-            bytes.resize(start + SECTOR, 0);
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> io::Error {
+        match refusal {
+            Refusal::Stopped => io::Error::other("the machine has stopped"),
+            Refusal::Fails(failure) => failure.error(),
         }
-        bytes[start..start + SECTOR].copy_from_slice(content);
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: usize) {
-        let end = offset + bytes.len();
-        if self.cached.len() < end {
-            Arc::make_mut(&mut self.cached).resize(end, 0);
-            self.length_dirty = true;
-        }
-        Arc::make_mut(&mut self.cached)[offset..end].copy_from_slice(bytes);
-        self.dirty.extend(offset / SECTOR..end.div_ceil(SECTOR));
-    }
-
-    fn flush(&mut self, range: std::ops::Range<usize>) {
-        let sectors: Vec<usize> = self.dirty.range(range.start / SECTOR..range.end.div_ceil(SECTOR)).copied().collect();
-        for sector in sectors {
-            let content = Inode::sector(&self.cached, sector);
-            Inode::put_sector(Arc::make_mut(&mut self.durable), sector, &content);
-            self.dirty.remove(&sector);
-        }
-    }
-
-    /// As Linux does after a failed sync: the pages are clean, the platter never saw them.
-    fn forget_dirty(&mut self) {
-        self.dirty.clear();
-        self.length_dirty = false;
-    }
-
-    fn meet(&mut self, outcome: Outcome, rng: &mut Rng) {
-        let cached_len = self.cached.len();
-        for sector in std::mem::take(&mut self.dirty) {
-            let new = Inode::sector(&self.cached, sector);
-            let old = Inode::sector(&self.durable, sector);
-            let survives = match outcome {
-                Outcome::Nothing | Outcome::ProcessKilled => continue,
-                Outcome::Everything => new,
-                Outcome::Torn(_) => match rng.below(8) {
-                    0..=2 => continue,
-                    3..=5 => new,
-                    6 => {
-                        let mut torn = old;
-                        let cut = rng.below(SECTOR as u64) as usize;
-                        torn[..cut].copy_from_slice(&new[..cut]);
-                        torn
-                    }
-                    _ => std::array::from_fn(|_| rng.number() as u8),
-                },
-            };
-            Inode::put_sector(Arc::make_mut(&mut self.durable), sector, &survives);
-        }
-        // The length lives for itself: a file may grow without its data.
-        if self.length_dirty && (outcome == Outcome::Everything || (outcome != Outcome::Nothing && rng.chance(2))) {
-            let len = cached_len.max(self.durable.len());
-            Arc::make_mut(&mut self.durable).resize(len, 0);
-        }
-        self.length_dirty = false;
-        self.cached = Arc::clone(&self.durable);
     }
 }
 
@@ -403,7 +394,7 @@ impl fmt::Debug for SimDir {
 
 impl SimDir {
     fn change(&self, decide: impl FnOnce(&mut State) -> io::Result<Vec<Change>>) -> io::Result<()> {
-        let (mut state, stops) = self.disk.begin(self.life)?;
+        let (mut state, stops) = self.disk.begin(self.life, Operation::Names, 1)?;
         let changes = decide(&mut state)?;
         let entries = state.dirs.get_mut(&self.name).expect("made by dir()");
         for change in changes {
@@ -424,7 +415,7 @@ impl Dir for SimDir {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        let (state, stops) = self.disk.begin(self.life)?;
+        let (state, stops) = self.disk.begin(self.life, Operation::Names, 3)?;
         let names = state.dirs[&self.name].current.keys().cloned().collect();
         SimDisk::end(state, stops, names)
     }
@@ -443,7 +434,7 @@ impl Dir for SimDir {
     }
 
     fn open(&self, name: &str, _access: Access) -> io::Result<Arc<dyn File>> {
-        let (state, stops) = self.disk.begin(self.life)?;
+        let (state, stops) = self.disk.begin(self.life, Operation::Names, 4)?;
         let inode = state.dirs[&self.name].current.get(name).copied();
         let inode = inode.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         SimDisk::end(state, stops, self.file(inode))
@@ -468,7 +459,7 @@ impl Dir for SimDir {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let (mut state, stops) = self.disk.begin(self.life)?;
+        let (mut state, stops) = self.disk.begin(self.life, Operation::SyncDir, 2)?;
         state.syncs += 1;
         if !stops {
             let entries = state.dirs.get_mut(&self.name).expect("made by dir()");
@@ -480,7 +471,7 @@ impl Dir for SimDir {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let (state, stops) = self.disk.begin(self.life)?;
+        let (state, stops) = self.disk.begin(self.life, Operation::Names, 5)?;
         let free = state.capacity.saturating_sub(state.used());
         SimDisk::end(state, stops, free)
     }
@@ -501,7 +492,7 @@ impl Dir for SimDir {
 impl State {
     fn used(&self) -> u64 {
         let live: BTreeSet<usize> = self.dirs.values().flat_map(|entries| entries.current.values().copied()).collect();
-        live.iter().map(|inode| self.inodes[*inode].cached.len() as u64).sum()
+        live.iter().map(|inode| self.inodes[*inode].len() as u64).sum()
     }
 }
 
@@ -535,60 +526,94 @@ impl fmt::Debug for SimFile {
 }
 
 impl SimFile {
+    fn detail(&self, offset: u64) -> u64 {
+        ((self.inode as u64) << 40) ^ offset
+    }
+
     fn flush(&self, range: Option<(u64, u64)>) -> io::Result<()> {
-        let outcome = self.disk.begin(self.life);
-        let (mut state, stops) = match outcome {
-            Ok(begun) => begun,
-            Err(error) => {
-                let mut state = self.disk.state();
-                if !state.stopped && state.life == self.life {
-                    state.inodes[self.inode].forget_dirty();
+        let bytes = |len: usize| range.map_or(0..len, |(start, count)| start as usize..(start + count) as usize);
+        let detail = self.detail(range.map_or(0, |(start, _)| start));
+        match self.disk.begin(self.life, Operation::Sync, detail) {
+            Ok((mut state, stops)) => {
+                state.syncs += 1;
+                if !stops {
+                    let inode = &mut state.inodes[self.inode];
+                    let kept = if range.is_some() { inode.sync_range(bytes(inode.len())) } else { inode.sync() };
+                    state.broken.extend(kept.err());
                 }
-                return Err(error);
+                SimDisk::end(state, stops, ())
             }
-        };
-        state.syncs += 1;
-        if !stops {
-            let inode = &mut state.inodes[self.inode];
-            match range {
-                Some((offset, len)) => inode.flush(offset as usize..(offset + len) as usize),
-                None => {
-                    inode.flush(0..inode.cached.len());
-                    inode.length_dirty = false;
-                    let len = inode.cached.len();
-                    if inode.durable.len() != len {
-                        Arc::make_mut(&mut inode.durable).resize(len, 0);
-                    }
+            Err(refusal) => {
+                if let Refusal::Fails(_) = refusal {
+                    let mut state = self.disk.state();
+                    let inode = &mut state.inodes[self.inode];
+                    inode.forget_dirty(bytes(inode.len()));
                 }
+                Err(refusal.into())
             }
         }
-        SimDisk::end(state, stops, ())
     }
+
+    fn put(&self, state: &mut State, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if state.capacity < UNLIMITED {
+            let growth = (offset + bytes.len() as u64).saturating_sub(state.inodes[self.inode].len() as u64);
+            if growth > 0 && state.used() + growth > state.capacity {
+                let fault = Fault {
+                    at: state.operations,
+                    only: Some(Operation::Write),
+                    forever: false,
+                    failure: Failure::Errno(28),
+                };
+                state.strikes.push((Operation::Write, fault));
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+        }
+        if let Some(secret) = state.secret
+            && contains(bytes, secret)
+        {
+            state.broken.push(format!("an event is written in the clear, inode {} at {offset}", self.inode));
+        }
+        let kept = state.inodes[self.inode].write(bytes, offset as usize);
+        state.broken.extend(kept.err());
+        Ok(())
+    }
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| *byte == wanted[0]) {
+        rest = &rest[at..];
+        if rest.starts_with(wanted) {
+            return true;
+        }
+        rest = &rest[1..];
+    }
+    false
 }
 
 impl File for SimFile {
     fn size(&self) -> io::Result<u64> {
-        let (state, stops) = self.disk.begin(self.life)?;
-        let len = state.inodes[self.inode].cached.len() as u64;
+        let (state, stops) = self.disk.begin(self.life, Operation::Names, 6)?;
+        let len = state.inodes[self.inode].len() as u64;
         SimDisk::end(state, stops, len)
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        let (state, stops) = self.disk.begin(self.life)?;
-        let cached = &state.inodes[self.inode].cached;
-        let start = (offset as usize).min(cached.len());
-        let end = (start + bytes.len()).min(cached.len());
-        bytes[..end - start].copy_from_slice(&cached[start..end]);
-        SimDisk::end(state, stops, end - start)
+        let (state, stops) = self.disk.begin(self.life, Operation::Read, self.detail(offset))?;
+        let read = state.inodes[self.inode].read(bytes, offset as usize);
+        SimDisk::end(state, stops, read)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let (mut state, stops) = self.disk.begin(self.life)?;
-        let growth = (offset + bytes.len() as u64).saturating_sub(state.inodes[self.inode].cached.len() as u64);
-        if growth > 0 && state.used() + growth > state.capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        state.inodes[self.inode].write(bytes, offset as usize);
+        let (mut state, stops) = match self.disk.begin(self.life, Operation::Write, self.detail(offset)) {
+            Err(Refusal::Fails(Failure::Short)) => {
+                let half = bytes.len() / 2;
+                self.put(&mut self.disk.state(), &bytes[..half], offset)?;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            other => other?,
+        };
+        self.put(&mut state, bytes, offset)?;
         SimDisk::end(state, stops, ())
     }
 
@@ -601,108 +626,8 @@ impl File for SimFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        let (mut state, stops) = self.disk.begin(self.life)?;
-        let inode = &mut state.inodes[self.inode];
-        // Dirty pages cannot be dropped, clean ones show the platter again.
-        if inode.dirty.is_empty() {
-            let len = inode.cached.len();
-            inode.cached = Arc::clone(&inode.durable);
-            if inode.cached.len() != len {
-                Arc::make_mut(&mut inode.cached).resize(len, 0);
-            }
-        }
+        let (mut state, stops) = self.disk.begin(self.life, Operation::Names, 7)?;
+        state.inodes[self.inode].drop_cache();
         SimDisk::end(state, stops, ())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::buffer::Buffer;
-    use crate::io::durable;
-    use crate::limits::PAGE;
-
-    fn page(byte: u8) -> Buffer {
-        let mut page = Buffer::zeroed(PAGE).unwrap();
-        page.fill(byte);
-        page
-    }
-
-    fn read(disk: &SimDisk, name: &str) -> Option<Vec<u8>> {
-        disk.platter().into_iter().find(|(_, found, _)| found == name).map(|(_, _, bytes)| bytes)
-    }
-
-    #[test]
-    fn unsynced_bytes_are_lost_and_synced_ones_stay() {
-        let disk = SimDisk::default();
-        let dir = disk.dir("d");
-        durable::put_zeroed(&*dir, "a", 2 * PAGE as u64).unwrap();
-        let file = dir.open("a", Access::ReadWrite).unwrap();
-        file.write_durable_at(&page(1), 0).unwrap();
-        file.write_at(&page(2), PAGE as u64).unwrap();
-        disk.restart(Outcome::Nothing);
-        let bytes = read(&disk, "a").unwrap();
-        assert!(bytes[..PAGE].iter().all(|&byte| byte == 1) && bytes[PAGE..].iter().all(|&byte| byte == 0));
-    }
-
-    #[test]
-    fn after_a_failed_sync_the_next_one_says_ok_and_the_data_is_gone() {
-        let disk = SimDisk::default();
-        let dir = disk.dir("d");
-        let file = durable::put_zeroed(&*dir, "a", PAGE as u64).unwrap();
-        file.write_at(&page(3), 0).unwrap();
-        disk.inject(Fault { at: disk.operations() + 1, forever: false, error: io::ErrorKind::Other });
-        assert!(file.sync_range(0, PAGE as u64).is_err());
-        file.sync_range(0, PAGE as u64).unwrap();
-        let mut seen = page(0);
-        file.read_at(&mut seen, 0).unwrap();
-        assert_eq!(seen[0], 3, "the cache still shows it");
-        disk.restart(Outcome::Everything);
-        assert_eq!(read(&disk, "a").unwrap()[0], 0);
-    }
-
-    #[test]
-    fn a_rename_without_a_directory_sync_may_be_lost() {
-        let disk = SimDisk::default();
-        let dir = disk.dir("d");
-        dir.create("a").unwrap().sync().unwrap();
-        dir.sync().unwrap();
-        dir.rename("a", "b").unwrap();
-        disk.restart(Outcome::Nothing);
-        assert!(read(&disk, "a").is_some() && read(&disk, "b").is_none());
-    }
-
-    #[test]
-    fn one_seed_gives_one_outcome() {
-        let outcome = |seed| {
-            let disk = SimDisk::default();
-            let file = durable::put_zeroed(&*disk.dir("d"), "a", 64 * PAGE as u64).unwrap();
-            for at in 0..64 {
-                file.write_at(&page(at as u8), at * PAGE as u64).unwrap();
-            }
-            disk.restart(Outcome::Torn(seed));
-            read(&disk, "a").unwrap()
-        };
-        assert_eq!(outcome(5), outcome(5));
-        assert_ne!(outcome(5), outcome(6));
-    }
-
-    #[test]
-    fn an_interrupted_creation_is_all_or_nothing() {
-        for at in 1.. {
-            let disk = SimDisk::default();
-            disk.stop_at(at);
-            let done = durable::put(&*disk.dir("d"), "a", &[9; PAGE]).is_ok();
-            for outcome in [Outcome::Nothing, Outcome::Everything, Outcome::Torn(at), Outcome::Torn(at + 1000)] {
-                let disk = disk.fork();
-                disk.restart(outcome);
-                let found = read(&disk, "a");
-                assert!(found.is_some() || !done);
-                assert!(found.is_none_or(|bytes| bytes == vec![9; PAGE]), "stop at {at}, {outcome:?}");
-            }
-            if done {
-                return;
-            }
-        }
     }
 }

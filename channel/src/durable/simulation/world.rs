@@ -1,0 +1,872 @@
+//! The whole channel on simulated disks, one step at a time.
+//!
+//! Steps the same [`Core`] as the threads do. After each crash it opens what survived, takes everything, compares it
+//! with the [`Model`], and gives everything back. A broken promise is an `Err` that names it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use wal::device::Device;
+use wal::io::buffer::Buffer;
+use wal::io::real::{Backend, RealDir};
+use wal::io::sim::{Failure, Fault, Operation, Outcome as DiskOutcome, SimDisk, SimRandom, UNLIMITED};
+use wal::io::{Dir, durable};
+use wal::log::Chore;
+use wal::recover::RecoverError;
+use wal::seal::{ChannelKey, nonces};
+
+use super::coverage::{Coverage, FaultKind, Phase};
+use super::model::{Known, Model, SECRET, Settled, body_of};
+use super::plan::{Plan, Step, Verb};
+use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
+use crate::durable::core::{Answer, Core, CoreOptions};
+use crate::durable::job::{Job, PendingPut};
+use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
+use crate::durable::read::Cursors;
+use crate::event::EventBatch;
+use crate::settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
+use crate::ticket::Ticket;
+
+const PRODUCERS: usize = 3;
+const CONSUMERS: usize = 2;
+const CHECKPOINTS: &str = "ckpt";
+const OWNER: &str = "sink";
+/// Rounds in which a channel without faults must have finished everything.
+const ROUNDS_MAX: usize = 600;
+
+/// What a simulation went through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    pub crashes: u64,
+    pub recovery_crashes: u64,
+    pub events_put: u64,
+    pub events_acknowledged: u64,
+    pub events_settled: u64,
+    pub frames: u64,
+    pub rolls: u64,
+    pub torn: u64,
+    pub unproven: u64,
+    pub checkpoints: u64,
+    /// Segments that recovery did not read because of them.
+    pub vouched: u64,
+    /// Events put and segments begun between two crashes.
+    pub cycles: Vec<(u32, u32)>,
+    pub coverage: Coverage,
+    /// Folded over everything that was observed: one seed, one hash.
+    pub trace: u64,
+}
+
+impl Report {
+    fn fold(&mut self, number: u64) {
+        self.trace = (self.trace ^ number).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+
+    /// Sums up, except for the trace.
+    pub fn add(&mut self, other: &Report) {
+        self.crashes += other.crashes;
+        self.recovery_crashes += other.recovery_crashes;
+        self.events_put += other.events_put;
+        self.events_acknowledged += other.events_acknowledged;
+        self.events_settled += other.events_settled;
+        self.frames += other.frames;
+        self.rolls += other.rolls;
+        self.torn += other.torn;
+        self.unproven += other.unproven;
+        self.checkpoints += other.checkpoints;
+        self.vouched += other.vouched;
+        self.cycles.extend(&other.cycles);
+        self.coverage.add(&other.coverage);
+    }
+}
+
+type PutTicket = Ticket<Result<PutReceipt, PutError>>;
+type SettleTicket = Ticket<Result<(), SettleError>>;
+
+struct Flight {
+    job: Job,
+    frame: Buffer,
+    written: bool,
+}
+
+struct Held {
+    consumer: u64,
+    lease: Lease,
+}
+
+/// A settlement on its way.
+struct Asked {
+    events: Vec<u64>,
+    /// (key, value) of the note that goes with it.
+    note: Option<(String, Option<u64>)>,
+    ticket: SettleTicket,
+}
+
+/// One life of the process.
+pub(super) struct Life {
+    core: Core,
+    puts: Vec<(usize, PutTicket)>,
+    flights: Vec<Flight>,
+    held: Vec<Held>,
+    takes: Vec<(u64, Ticket<Result<Lease, TakeError>>)>,
+    settles: Vec<Asked>,
+    producers: Vec<u64>,
+    consumers: Vec<u64>,
+    cursors: Cursors,
+    newest_ordinals: Vec<u64>,
+}
+
+/// An operation of one disk, counted over all lives, that is to be struck once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Armed {
+    Stop { disk: usize, at: u64 },
+    Fail { disk: usize, fault: Fault },
+}
+
+/// A simulation under way.
+pub struct World {
+    plan: Plan,
+    now: Duration,
+    disks: Vec<SimDisk>,
+    /// Where the directories are when they are real; then nothing but the death of the process is simulated.
+    root: Option<PathBuf>,
+    random: Arc<SimRandom>,
+    pub(super) model: Model,
+    pub(super) report: Report,
+    life: Option<Life>,
+    phase: Phase,
+    /// For each disk, how many more steps it takes no part.
+    stalled: Vec<u64>,
+    nests: Vec<[u16; 3]>,
+    recovery_faults: Vec<[u16; 3]>,
+    pub(super) armed: Option<Armed>,
+    cycle_began: (u64, u64),
+}
+
+/// Runs a plan from beginning to end. `Err` names the promise that was broken.
+pub fn simulate(plan: &Plan) -> Result<Report, String> {
+    nonces::watch();
+    World::new(plan.clone()).run()
+}
+
+/// Runs the steps of a plan on real directories below `root`. Only processes die there; disks and machines do not.
+pub fn run_on_real_files(plan: &Plan, root: &Path) -> Result<Report, String> {
+    nonces::watch();
+    let mut world = World::new(plan.clone());
+    world.root = Some(root.to_owned());
+    world.run()
+}
+
+impl World {
+    pub fn new(plan: Plan) -> World {
+        let disks: Vec<SimDisk> = (0..plan.dirs).map(|_| SimDisk::default()).collect();
+        if plan.encrypted {
+            disks.iter().for_each(|disk| disk.guard(SECRET));
+        }
+        World {
+            now: Duration::from_secs(1),
+            root: None,
+            random: Arc::new(SimRandom::new(plan.seed ^ 0xabcd)),
+            model: Model::default(),
+            report: Report::default(),
+            life: None,
+            phase: Phase::Idle,
+            stalled: vec![0; plan.dirs],
+            nests: Vec::new(),
+            recovery_faults: Vec::new(),
+            armed: None,
+            cycle_began: (0, 0),
+            disks,
+            plan,
+        }
+    }
+
+    fn run(mut self) -> Result<Report, String> {
+        for step in self.plan.steps.clone() {
+            self.apply(step)?;
+        }
+        self.finish()
+    }
+
+    /// A world that goes on from the same disks with the same books, after the end of this life.
+    pub(super) fn fork(&self) -> World {
+        let mut world = World::new(self.plan.clone());
+        world.now = self.now;
+        world.disks = self.disks.iter().map(SimDisk::fork).collect();
+        world.random = Arc::clone(&self.random);
+        world.model = self.model.clone();
+        world
+    }
+
+    pub(super) fn operations(&self, disk: usize) -> u64 {
+        self.disks[disk].operations()
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.disks.iter().any(SimDisk::is_stopped)
+    }
+
+    fn key(&self) -> Option<ChannelKey> {
+        self.plan.encrypted.then(|| ChannelKey::new("k1", [7; 32]).expect("a fine key"))
+    }
+
+    fn dir(&self, index: usize, name: &str) -> Result<Arc<dyn Dir>, OpenError> {
+        let Some(root) = &self.root else { return Ok(self.disks[index].dir(name)) };
+        let path = root.join(name);
+        let failed = |error| OpenError::Io { dir: name.to_owned(), action: "open".to_owned(), error };
+        Ok(Arc::new(RealDir::open_or_create(&path, Some(Backend::Buffered)).map_err(failed)?))
+    }
+
+    fn open(&self) -> Result<(Core, Recovery), OpenError> {
+        let shared = Device::new("all", self.plan.depth);
+        let mut dirs = Vec::new();
+        for index in 0..self.plan.dirs {
+            let name = format!("d{index}");
+            let dir = self.dir(index, &name)?;
+            durable::remove_leftovers(&*dir).map_err(|error| OpenError::Io {
+                dir: dir.name(),
+                action: "remove leftovers".to_owned(),
+                error,
+            })?;
+            let device = if self.plan.one_device { Arc::clone(&shared) } else { Device::new(name, self.plan.depth) };
+            dirs.push(OpenDir { dir, device });
+        }
+        let settings = OpenSettings {
+            segment_len: self.plan.segment_pages * 4096,
+            reserve_bytes: 0,
+            key: self.key(),
+            keys: self.key().into_iter().collect(),
+            on_damage: OnDamage::Refuse,
+        };
+        let checkpoint_dir = self.dir(0, CHECKPOINTS)?;
+        let (start, recovery) = open(&dirs, &settings, &*self.random, 1, Some(&*checkpoint_dir))?;
+        let options = CoreOptions {
+            name: "c1".to_owned(),
+            capacity: self.plan.capacity,
+            transaction_capacity: 100,
+            keep_alive: Duration::from_secs(1),
+            disk_bytes_max: None,
+            hot_tail_bytes: self.plan.hot_tail,
+            checkpoint_interval: Duration::from_millis(20),
+        };
+        let random = Arc::clone(&self.random);
+        Ok((Core::new(options, random, self.disks.iter().map(|_| Arc::default()).collect(), start), recovery))
+    }
+
+    fn start(&mut self) -> Result<Life, OpenError> {
+        let (mut core, recovery) = self.open()?;
+        self.report.torn += recovery.torn;
+        self.report.unproven += recovery.unproven_frames;
+        self.report.vouched += recovery.vouched_segments;
+        let producers = (0..PRODUCERS).map(|_| core.handle()).collect();
+        let consumers = (0..CONSUMERS).map(|_| core.handle()).collect();
+        Ok(Life {
+            core,
+            puts: Vec::new(),
+            flights: Vec::new(),
+            held: Vec::new(),
+            takes: Vec::new(),
+            settles: Vec::new(),
+            producers,
+            consumers,
+            cursors: Cursors::default(),
+            newest_ordinals: vec![0; self.plan.dirs],
+        })
+    }
+
+    /// Does one step. `Err` names a broken promise.
+    pub fn apply(&mut self, step: Step) -> Result<(), String> {
+        match step.verb {
+            Verb::Nest => self.nests.push(step.args),
+            Verb::FailRecovery => self.recovery_faults.push(step.args),
+            Verb::Crash => return self.crash(step.args),
+            _ if self.is_stopped() => {}
+            _ => {
+                let mut life = match self.life.take() {
+                    Some(life) => life,
+                    None => match self.recover()? {
+                        Some(life) => life,
+                        None => return Ok(()),
+                    },
+                };
+                self.step(&mut life, step)?;
+                self.hear(&mut life)?;
+                self.life = Some(life);
+                self.stalled.iter_mut().for_each(|steps| *steps = steps.saturating_sub(1));
+            }
+        }
+        self.promises_of_disks()
+    }
+
+    /// What must hold of every byte written, whoever asks.
+    fn promises_of_disks(&self) -> Result<(), String> {
+        if let Some(broken) = self.disks.iter().find_map(SimDisk::broken) {
+            return Err(broken);
+        }
+        match nonces::repeated() {
+            Some(number) if self.plan.encrypted => Err(format!("nonce {number} is used twice under one key")),
+            _ => Ok(()),
+        }
+    }
+
+    fn step(&mut self, life: &mut Life, step: Step) -> Result<(), String> {
+        let mut answers = Vec::new();
+        let [first, second, third] = step.args.map(usize::from);
+        let dirs = self.plan.dirs;
+        self.now += Duration::from_micros(100);
+        self.phase = state_phase(life);
+        match step.verb {
+            Verb::Put => self.put(life, [first, second, third], &mut answers),
+            Verb::Gather => self.gather(life, first, &mut answers)?,
+            Verb::Write | Verb::Sync => self.advance_write(life, first, step.verb == Verb::Sync, &mut answers),
+            Verb::Chore => {
+                for index in (0..dirs).filter(|index| self.stalled[*index] == 0).collect::<Vec<_>>() {
+                    self.chore(life, index, &mut answers)?;
+                }
+            }
+            Verb::Take => {
+                let consumer = life.consumers[first % CONSUMERS];
+                let limits = TakeLimits { events: second.max(1), bytes: 1000 };
+                let (sender, ticket) = Ticket::pair();
+                life.core.take(self.now, consumer, limits, Duration::from_millis(30), sender, &mut answers);
+                life.takes.push((consumer, ticket));
+                self.read(life, &mut answers);
+            }
+            Verb::Read => self.read(life, &mut answers),
+            Verb::Settle => self.settle(life, [first, second, third], &mut answers),
+            Verb::Note => {
+                let (update, note) = self.draw_note(first, second);
+                let (sender, ticket) = Ticket::pair();
+                life.core.note(vec![update], sender, &mut answers);
+                life.settles.push(Asked { events: Vec::new(), note: Some(note), ticket });
+            }
+            Verb::Checkpoint => self.checkpoint(life)?,
+            Verb::Advance => {
+                self.now += Duration::from_millis(first as u64);
+                life.core.tick(self.now, &mut answers);
+            }
+            Verb::Stall => self.stalled[first % dirs] = second as u64,
+            Verb::Fail => {
+                let disk = &self.disks[first % dirs];
+                disk.inject(fault(disk.operations() + 1 + second as u64, step.args[2]));
+            }
+            Verb::Space => {
+                let disk = &self.disks[first % dirs];
+                disk.set_capacity(if second == 0 { UNLIMITED } else { disk.used() + (second as u64 - 1) * 4096 });
+            }
+            Verb::Stop => {
+                let disk = &self.disks[first % dirs];
+                disk.stop_at(disk.operations() + second.max(1) as u64);
+            }
+            Verb::Nest | Verb::FailRecovery | Verb::Crash => {}
+        }
+        answers.into_iter().for_each(Answer::send);
+        if self.stalled.iter().any(|steps| *steps > 0) && !life.flights.is_empty() && step.verb != Verb::Advance {
+            self.report.coverage.mark(FaultKind::DiskStalls, self.phase);
+        }
+        Ok(())
+    }
+
+    /// Marks what failed in the operations just done. True if a read was among them.
+    fn strikes(&mut self) -> bool {
+        let mut reads = false;
+        for (operation, Fault { only, forever, failure, .. }) in self.disks.iter().flat_map(SimDisk::take_strikes) {
+            let full = matches!(failure, Failure::Short | Failure::Errno(28 | 122));
+            let kind = match operation {
+                _ if forever && only.is_none() => FaultKind::DiskGone,
+                Operation::Write if full => FaultKind::DiskFull,
+                Operation::Write => FaultKind::WriteFails,
+                Operation::Sync => FaultKind::SyncFails,
+                Operation::Names => FaultKind::NamesFail,
+                Operation::SyncDir => FaultKind::DirectorySyncFails,
+                Operation::Read => FaultKind::ReadFails,
+            };
+            reads |= operation == Operation::Read;
+            self.report.coverage.mark(kind, self.phase);
+        }
+        reads
+    }
+
+    fn put(&mut self, life: &mut Life, [producer, events, bytes]: [usize; 3], answers: &mut Vec<Answer>) {
+        self.phase = Phase::Put;
+        let producer = producer % PRODUCERS;
+        let paddings: Vec<usize> = (0..=events).map(|event| if event % 2 == 0 { bytes } else { bytes / 3 }).collect();
+        let (put, first) = self.model.put(producer, &paddings);
+        let mut batch = EventBatch::new();
+        for (event, padding) in (first..).zip(paddings) {
+            batch.push([("id", event.to_string().as_str())], &body_of(event, padding));
+        }
+        self.report.events_put += events as u64 + 1;
+        let (sender, ticket) = Ticket::pair();
+        let pending = PendingPut::new(life.producers[producer], batch, sender, Duration::ZERO);
+        life.core.put(self.now, pending, answers);
+        life.puts.push((put, ticket));
+    }
+
+    fn gather(&mut self, life: &mut Life, first: usize, answers: &mut Vec<Answer>) -> Result<(), String> {
+        let dirs = self.plan.dirs;
+        for index in (0..dirs).map(|step| (first + step) % dirs).filter(|index| self.stalled[*index] == 0) {
+            let Some(job) = life.core.gather(index, self.now, 1, answers) else { continue };
+            let header = &job.reservation.header;
+            if life.newest_ordinals[index] != header.ordinal {
+                life.newest_ordinals[index] = header.ordinal;
+                self.report.rolls += 1;
+            }
+            self.report.frames += 1;
+            self.report.fold(header.offset ^ header.first_seq << 20);
+            let frame = Buffer::zeroed(4096).and_then(|buffer| job.seal(buffer));
+            let frame = frame.map_err(|error| format!("sealing fails: {error}"))?;
+            life.flights.push(Flight { job, frame, written: false });
+            break;
+        }
+        Ok(())
+    }
+
+    fn advance_write(&mut self, life: &mut Life, choice: usize, to_the_end: bool, answers: &mut Vec<Answer>) {
+        let free: Vec<usize> =
+            (0..life.flights.len()).filter(|at| self.stalled[life.flights[*at].job.log] == 0).collect();
+        let Some(&at) = free.get(choice % free.len().max(1)) else { return };
+        let flight = &mut life.flights[at];
+        let header = &flight.job.reservation.header;
+        self.phase = if header.witness { Phase::Idle } else { Phase::Commit };
+        let (file, offset) = (&flight.job.reservation.file, header.offset);
+        let result = if to_the_end {
+            file.write_durable_at(&flight.frame, offset)
+        } else if flight.written {
+            return;
+        } else {
+            // The write is under way; a crash now tears it.
+            flight.written = true;
+            file.write_at(&flight.frame, offset)
+        };
+        if !self.is_stopped() && (to_the_end || result.is_err()) {
+            let job = life.flights.swap_remove(at).job;
+            life.core.complete(self.now, job, result, answers);
+        }
+        self.strikes();
+    }
+
+    fn chore(&mut self, life: &mut Life, index: usize, answers: &mut Vec<Answer>) -> Result<bool, String> {
+        let waited_for = life.core.has_work();
+        let Some(chore) = life.core.next_chore(index, self.now, 1) else { return Ok(false) };
+        let rolls = waited_for || matches!(chore, Chore::Prepare { .. });
+        self.phase = if rolls { Phase::Roll } else { Phase::Idle };
+        let dir = self.dir(index, &format!("d{index}")).map_err(|error| error.to_string())?;
+        let result = chore.run(&*dir);
+        self.strikes();
+        if !self.is_stopped() {
+            life.core.chore_done(index, self.now, chore, result, answers);
+        }
+        Ok(true)
+    }
+
+    fn read(&mut self, life: &mut Life, answers: &mut Vec<Answer>) {
+        let Some(job) = life.core.next_read() else { return };
+        self.phase = state_phase(life);
+        let done = job.run(&mut life.cursors);
+        self.strikes();
+        if !self.is_stopped() {
+            life.core.read_done(self.now, done, answers);
+        }
+    }
+
+    fn checkpoint(&mut self, life: &mut Life) -> Result<(), String> {
+        if let Some(checkpoint) = life.core.next_checkpoint(self.now) {
+            self.phase = Phase::Checkpoint;
+            let (dir, channel) = (self.dir(0, CHECKPOINTS).map_err(|error| error.to_string())?, life.core.channel());
+            // One that fails costs the next start time, and nothing else.
+            let written = checkpoint.write(&*dir, &channel, self.key().as_ref(), &*self.random);
+            self.report.checkpoints += u64::from(written.is_ok());
+            self.strikes();
+        }
+        Ok(())
+    }
+
+    fn draw_note(&mut self, key: usize, value: usize) -> (NoteUpdate, (String, Option<u64>)) {
+        let key = format!("file{}", key % 4);
+        let value = (value % 4 > 0).then(|| self.report.frames << 8 | value as u64);
+        self.model.note_asked(&key, value);
+        let update = NoteUpdate {
+            owner: OWNER.to_owned(),
+            key: key.clone(),
+            note: value.map(|value| Bytes::copy_from_slice(&value.to_le_bytes())),
+        };
+        (update, (key, value))
+    }
+
+    fn settle(&mut self, life: &mut Life, [lease, how, note]: [usize; 3], answers: &mut Vec<Answer>) {
+        if life.held.is_empty() {
+            return;
+        }
+        let index = lease % life.held.len();
+        let Held { consumer, lease } = life.held.swap_remove(index);
+        let ids: Vec<(u64, u64)> = lease.iter().map(|(seq, event)| (seq, event_of(event.header("id")))).collect();
+        // One half may have another end than the other.
+        let cut = if how >= 6 { ids.len() / 2 } else { ids.len() };
+        let outcome = match how % 6 {
+            0 => Outcome::Returned,
+            1 => Outcome::Dropped { reason: "a reason".to_owned() },
+            2 => Outcome::DeadLettered { reason: "another".to_owned() },
+            _ => Outcome::Delivered,
+        };
+        let returned = outcome == Outcome::Returned;
+        let mut settlements = vec![Settlement::new(ranges_of(&ids[..cut]), outcome)];
+        if cut < ids.len() {
+            settlements.push(Settlement::new(ranges_of(&ids[cut..]), Outcome::Returned));
+        }
+        let events: Vec<u64> = if returned { Vec::new() } else { ids[..cut].iter().map(|(_, event)| *event).collect() };
+        self.model.settle(&events, Settled::Asked);
+        let mut asked_note = None;
+        if note < 6 && !returned {
+            let (update, note) = self.draw_note(note, how);
+            settlements[0].notes.push(update);
+            asked_note = Some(note);
+        }
+        let (sender, ticket) = Ticket::pair();
+        life.core.settle(self.now, consumer, settlements, sender, answers);
+        life.settles.push(Asked { events, note: asked_note, ticket });
+    }
+
+    /// Takes in the answers that have come.
+    fn hear(&mut self, life: &mut Life) -> Result<(), String> {
+        for (put, ticket) in std::mem::take(&mut life.puts) {
+            match ticket.try_take() {
+                Ok(Ok(_)) => {
+                    self.report.events_acknowledged += self.model.answer(put, Known::Acknowledged);
+                    self.report.fold(put as u64);
+                }
+                Ok(Err(PutError::Failed { .. } | PutError::Closed)) => {}
+                Ok(Err(_)) => {
+                    self.model.answer(put, Known::Absent);
+                }
+                Err(waiting) => life.puts.push((put, waiting)),
+            }
+        }
+        for (consumer, ticket) in std::mem::take(&mut life.takes) {
+            match ticket.try_take() {
+                Ok(Ok(lease)) if lease.is_empty() => {}
+                Ok(Ok(lease)) => {
+                    for (_, event) in lease.iter() {
+                        self.model.seen(event_of(event.header("id")), event.body())?;
+                    }
+                    life.held.push(Held { consumer, lease });
+                }
+                Ok(Err(error)) if self.faults_happen() => self.report.fold(error.to_string().len() as u64),
+                Ok(Err(error)) => return Err(format!("a take fails: {error}")),
+                Err(waiting) => life.takes.push((consumer, waiting)),
+            }
+        }
+        for Asked { events, note, ticket } in std::mem::take(&mut life.settles) {
+            match ticket.try_take() {
+                Ok(Ok(())) => {
+                    self.report.events_settled += events.len() as u64;
+                    self.model.settle(&events, Settled::Yes);
+                    if let Some((key, value)) = note {
+                        self.model.note_done(&key, value);
+                    }
+                }
+                Ok(Err(SettleError::Failed(_) | SettleError::NoteRefused(_))) => {}
+                Ok(Err(error)) => return Err(format!("a settlement fails: {error}")),
+                Err(ticket) => life.settles.push(Asked { events, note, ticket }),
+            }
+        }
+        Ok(())
+    }
+
+    fn faults_happen(&self) -> bool {
+        self.armed.is_some() || self.plan.steps.iter().any(|step| matches!(step.verb, Verb::Fail | Verb::Space))
+    }
+
+    /// The machine or the process dies here, and what survived is compared with what was promised.
+    fn crash(&mut self, [outcome, seed, _]: [u16; 3]) -> Result<(), String> {
+        if self.life.is_none() && !self.is_stopped() {
+            // A crash of what never started.
+            let Some(life) = self.recover()? else { return Ok(()) };
+            self.life = Some(life);
+        }
+        if let Some(life) = self.life.take()
+            && !self.is_stopped()
+        {
+            self.phase = state_phase(&life);
+        }
+        self.restart(outcome, seed);
+        self.report.crashes += 1;
+        let (events, rolls) = self.cycle_began;
+        self.report.cycles.push(((self.report.events_put - events) as u32, (self.report.rolls - rolls) as u32));
+        self.cycle_began = (self.report.events_put, self.report.rolls);
+        self.life = self.recover()?;
+        Ok(())
+    }
+
+    fn restart(&mut self, outcome: u16, seed: u16) {
+        let (kind, outcome) = match outcome % 8 {
+            0 | 1 => (FaultKind::Killed, DiskOutcome::ProcessKilled),
+            2 => (FaultKind::CutNothingSurvives, DiskOutcome::Nothing),
+            3 => (FaultKind::CutEverythingSurvives, DiskOutcome::Everything),
+            _ => (FaultKind::CutTorn, DiskOutcome::Torn(u64::from(seed))),
+        };
+        self.report.coverage.mark(kind, self.phase);
+        self.restart_disks(outcome);
+    }
+
+    pub(super) fn restart_disks(&mut self, outcome: DiskOutcome) {
+        self.life = None;
+        self.stalled.fill(0);
+        for (disk, salt) in self.disks.iter().zip(0..) {
+            disk.restart(if let DiskOutcome::Torn(seed) = outcome {
+                DiskOutcome::Torn(seed ^ salt << 32)
+            } else {
+                outcome
+            });
+            disk.set_capacity(UNLIMITED);
+        }
+        match self.armed {
+            Some(Armed::Stop { disk, at }) => self.disks[disk].stop_at(at),
+            Some(Armed::Fail { disk, fault }) if fault.forever || fault.at > self.disks[disk].operations() => {
+                self.disks[disk].inject(fault);
+            }
+            _ => {}
+        }
+    }
+
+    /// Opens what survived, through interruptions and failures, and checks it. `None` when an armed stop hit.
+    pub(super) fn recover(&mut self) -> Result<Option<Life>, String> {
+        self.phase = Phase::Recovery;
+        for [disk, after, outcome] in std::mem::take(&mut self.nests) {
+            let disk = &self.disks[usize::from(disk) % self.plan.dirs];
+            disk.stop_at(disk.operations() + u64::from(after.max(1)));
+            let opened = self.start();
+            if !self.is_stopped() {
+                // Recovery is shorter than that: the process dies right after it.
+                opened.map_err(|error| format!("does not open: {error}"))?;
+            }
+            self.report.recovery_crashes += 1;
+            self.restart(outcome, outcome);
+            self.promises_of_disks()?;
+        }
+        for [disk, after, kind] in std::mem::take(&mut self.recovery_faults) {
+            let disk = &self.disks[usize::from(disk) % self.plan.dirs];
+            disk.inject(fault(disk.operations() + 1 + u64::from(after), kind));
+            let opened = self.start().map(|_| ());
+            self.only_the_disk(opened)?;
+            self.disks.iter().for_each(SimDisk::heal);
+            self.restart_disks(DiskOutcome::ProcessKilled);
+        }
+        let mut opened = self.start();
+        if self.is_stopped() {
+            return Ok(None);
+        }
+        if opened.is_err() && matches!(self.armed, Some(Armed::Fail { .. })) {
+            self.only_the_disk(opened.map(|_| ()))?;
+            self.armed = None;
+            self.restart_disks(DiskOutcome::ProcessKilled);
+            opened = self.start();
+        }
+        let mut life = opened.map_err(|error| format!("does not open: {error}"))?;
+        let whole = self.inspect(&mut life)?;
+        self.promises_of_disks()?;
+        Ok(whole.then_some(life))
+    }
+
+    /// A start may fail because its disk does, and for no other reason.
+    fn only_the_disk(&mut self, opened: Result<(), OpenError>) -> Result<(), String> {
+        let unreadable = self.strikes();
+        match opened {
+            // What cannot be read may be lost: that is said, and nothing is changed.
+            Err(OpenError::Damaged(_)) if unreadable => Ok(()),
+            Ok(()) | Err(OpenError::Io { .. } | OpenError::Recover(RecoverError::Io { .. })) => Ok(()),
+            Err(error) => Err(format!("a failing disk is taken for something else: {error}")),
+        }
+    }
+
+    /// Takes everything without settling, compares, and gives it back. False when the machine stopped in between.
+    fn inspect(&mut self, life: &mut Life) -> Result<bool, String> {
+        let size = life.core.stats().size_events;
+        let consumer = life.core.handle();
+        let (mut found, mut next_seq, mut failures) = (Vec::new(), 0, 0);
+        loop {
+            let mut answers = Vec::new();
+            let (sender, mut ticket) = Ticket::pair();
+            let limits = TakeLimits { events: 50, bytes: 50_000 };
+            life.core.take(self.now, consumer, limits, Duration::from_secs(60), sender, &mut answers);
+            let lease = loop {
+                answers.drain(..).for_each(Answer::send);
+                match ticket.try_take() {
+                    Ok(lease) => break lease,
+                    Err(waiting) => ticket = waiting,
+                }
+                match life.core.next_read() {
+                    Some(job) => {
+                        let done = job.run(&mut life.cursors);
+                        self.strikes();
+                        if self.is_stopped() {
+                            return Ok(false);
+                        }
+                        life.core.read_done(self.now, done, &mut answers);
+                    }
+                    None => {
+                        // Nothing to read: either the end, or an order wait.
+                        self.now += Duration::from_secs(1);
+                        life.core.tick(self.now, &mut answers);
+                    }
+                }
+            };
+            let lease = match lease {
+                Ok(lease) => lease,
+                Err(_) if self.armed.is_some() && failures < 3 => {
+                    failures += 1;
+                    self.disks.iter().filter(|_| failures > 1).for_each(SimDisk::heal);
+                    continue;
+                }
+                Err(error) => return Err(format!("draining fails: {error}")),
+            };
+            if lease.is_empty() {
+                break;
+            }
+            for (seq, event) in lease.iter() {
+                let id = event_of(event.header("id"));
+                self.model.seen(id, event.body())?;
+                found.push(id);
+                if seq < next_seq {
+                    return Err(format!("event {id} comes with number {seq} after {next_seq}"));
+                }
+                next_seq = seq + 1;
+            }
+        }
+        let number = |(key, note): (String, Bytes)| (key, note.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)));
+        let notes: Vec<_> = life.core.notes_of(OWNER).into_iter().map(number).collect();
+        self.model.compare(&found, &notes)?;
+        if found.len() as u64 != size {
+            return Err(format!("the channel says {size} events and has {}", found.len()));
+        }
+        found.iter().for_each(|event| self.report.fold(*event));
+        let mut answers = Vec::new();
+        life.core.drop_consumer(self.now, consumer, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        Ok(true)
+    }
+
+    /// Nothing fails any more: everything must be answered, come out, be settled, and leave no trace behind.
+    pub(super) fn finish(mut self) -> Result<Report, String> {
+        self.armed = None;
+        self.disks.iter().for_each(SimDisk::heal);
+        self.disks.iter().for_each(|disk| disk.set_capacity(UNLIMITED));
+        self.stalled.fill(0);
+        if self.is_stopped() {
+            self.restart(3, 0);
+        }
+        let mut life = match self.life.take() {
+            Some(life) => life,
+            None => self.recover()?.ok_or("a recovery stops although nothing is armed")?,
+        };
+        let mut quiet = 0;
+        for round in 0.. {
+            if round == ROUNDS_MAX {
+                return Err(format!(
+                    "no progress: {} puts and {} settlements wait, {} events are there",
+                    life.puts.len(),
+                    life.settles.len(),
+                    life.core.stats().size_events
+                ));
+            }
+            self.round(&mut life)?;
+            let waits = !life.puts.is_empty() || !life.settles.is_empty() || !life.held.is_empty();
+            let idle = !waits && life.flights.is_empty() && life.core.stats().size_events == 0;
+            quiet = if idle { quiet + 1 } else { 0 };
+            if quiet > 10 {
+                break;
+            }
+        }
+        self.model.nothing_is_left()?;
+        let (segments, bytes) = (6 * self.plan.dirs as u64, self.plan.segment_pages * 4096);
+        let kept = life.core.stats().disk_bytes;
+        if kept > segments * bytes {
+            return Err(format!("{kept} bytes of segments are kept for nothing"));
+        }
+        let mut answers = Vec::new();
+        life.core.close(&mut answers);
+        answers.into_iter().for_each(Answer::send);
+        for _ in 0..20 {
+            self.round(&mut life)?;
+        }
+        if !life.core.is_flushed() {
+            return Err("a closed channel does not come to an end".to_owned());
+        }
+        drop(life);
+        self.restart_disks(DiskOutcome::Nothing);
+        self.life = self.recover()?;
+        self.report.trace ^= self.disks.iter().fold(0_u64, |trace, disk| trace.rotate_left(7) ^ disk.trace());
+        Ok(self.report)
+    }
+
+    /// Everything that can go on goes on, once.
+    fn round(&mut self, life: &mut Life) -> Result<(), String> {
+        let mut answers = Vec::new();
+        self.now += Duration::from_millis(100);
+        life.core.tick(self.now, &mut answers);
+        for index in 0..self.plan.dirs {
+            while self.chore(life, index, &mut answers)? {}
+            self.gather(life, index, &mut answers)?;
+        }
+        while !life.flights.is_empty() {
+            self.advance_write(life, 0, true, &mut answers);
+        }
+        self.checkpoint(life)?;
+        if life.takes.is_empty() && life.core.stats().size_events > 0 {
+            let (sender, ticket) = Ticket::pair();
+            let limits = TakeLimits { events: 100, bytes: 100_000 };
+            life.core.take(self.now, life.consumers[0], limits, Duration::from_millis(30), sender, &mut answers);
+            life.takes.push((life.consumers[0], ticket));
+        }
+        self.read(life, &mut answers);
+        answers.drain(..).for_each(Answer::send);
+        self.hear(life)?;
+        while !life.held.is_empty() {
+            self.settle(life, [0, 3, 9], &mut answers);
+            answers.drain(..).for_each(Answer::send);
+        }
+        self.hear(life)?;
+        self.promises_of_disks()
+    }
+}
+
+/// What goes on between operations.
+fn state_phase(life: &Life) -> Phase {
+    if !life.flights.is_empty() {
+        Phase::Commit
+    } else if !life.puts.is_empty() || life.core.has_work() {
+        Phase::Put
+    } else {
+        Phase::Idle
+    }
+}
+
+/// The kind of a failing operation, from one number: which error, which operations, once or for ever.
+fn fault(at: u64, kind: u16) -> Fault {
+    const ONLY: [Option<Operation>; 6] = [
+        None,
+        Some(Operation::Read),
+        Some(Operation::Write),
+        Some(Operation::Sync),
+        Some(Operation::Names),
+        Some(Operation::SyncDir),
+    ];
+    let (_, failure) = Failure::ALL[usize::from(kind) % 8];
+    Fault { at, only: ONLY[usize::from(kind / 8) % 6], forever: kind / 48 % 3 == 0, failure }
+}
+
+fn ranges_of(ids: &[(u64, u64)]) -> Vec<SeqRange> {
+    let mut ranges: Vec<SeqRange> = Vec::new();
+    for (seq, _) in ids {
+        match ranges.last_mut() {
+            Some(last) if last.end == *seq => last.end += 1,
+            _ => ranges.push(SeqRange::new(*seq, seq + 1)),
+        }
+    }
+    ranges
+}
+
+fn event_of(header: Option<&str>) -> u64 {
+    header.and_then(|id| id.parse().ok()).unwrap_or(0)
+}
