@@ -8,6 +8,7 @@
 //! ```
 
 mod coverage;
+pub mod exhaustive;
 mod model;
 mod plan;
 mod shrink;

@@ -1,6 +1,8 @@
 //! Short runs of the simulation in the ordinary tests; the long ones are `cargo xtask prove`.
 
+use super::exhaustive::{SCENARIOS, crash_everywhere, fail_everywhere, scenario};
 use super::*;
+use wal::io::sim::Failure;
 
 #[test]
 fn nothing_acknowledged_is_lost_over_random_crashes() {
@@ -33,4 +35,23 @@ fn what_was_found_once_stays_mended() {
         count += 1;
     }
     assert!(count > 0);
+}
+
+#[test]
+fn a_crash_at_every_operation_loses_nothing() {
+    for (name, text) in SCENARIOS {
+        let sweep = crash_everywhere(&scenario(text), 4).unwrap_or_else(|broken| panic!("{name}: {broken}"));
+        println!("{name}: {sweep:?}");
+        assert!(sweep.operations > 40, "{name}: only {sweep:?}");
+    }
+}
+
+#[test]
+fn an_error_at_every_operation_loses_nothing() {
+    for (name, text) in SCENARIOS {
+        let failures = [Failure::ALL[0], Failure::ALL[1], Failure::ALL[7]];
+        let sweep = fail_everywhere(&scenario(text), &failures).unwrap_or_else(|broken| panic!("{name}: {broken}"));
+        println!("{name}: {sweep:?}");
+        assert!(sweep.operations > 40, "{name}: only {sweep:?}");
+    }
 }

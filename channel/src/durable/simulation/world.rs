@@ -140,7 +140,7 @@ pub struct World {
     stalled: Vec<u64>,
     nests: Vec<[u16; 3]>,
     recovery_faults: Vec<[u16; 3]>,
-    pub(super) armed: Option<Armed>,
+    armed: Option<Armed>,
     cycle_began: (u64, u64),
 }
 
@@ -197,6 +197,19 @@ impl World {
         world.random = Arc::clone(&self.random);
         world.model = self.model.clone();
         world
+    }
+
+    /// Strikes one operation, counted over all lives.
+    pub(super) fn arm(&mut self, armed: Armed) {
+        self.armed = Some(armed);
+        match armed {
+            Armed::Stop { disk, at } => self.disks[disk].stop_at(at),
+            Armed::Fail { disk, fault } => self.disks[disk].inject(fault),
+        }
+    }
+
+    pub(super) fn disarm(&mut self) {
+        self.armed = None;
     }
 
     pub(super) fn operations(&self, disk: usize) -> u64 {
