@@ -116,7 +116,15 @@ impl<T> Ticket<T> {
 
     /// The result if it is there, without waiting.
     pub fn try_take(self) -> Result<T, Ticket<T>> {
-        self.wait_for(Duration::ZERO)
+        let mut state = self.shared.lock();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Ready(value) => Ok(value),
+            other => {
+                *state = other;
+                drop(state);
+                Err(self)
+            }
+        }
     }
 }
 

@@ -783,11 +783,11 @@ impl World {
                     life.core.stats().size_events
                 ));
             }
-            self.round(&mut life)?;
+            self.round(&mut life, round % 8 == 0)?;
             let waits = !life.puts.is_empty() || !life.settles.is_empty() || !life.held.is_empty();
             let idle = !waits && life.flights.is_empty() && life.core.stats().size_events == 0;
             quiet = if idle { quiet + 1 } else { 0 };
-            if quiet > 10 {
+            if quiet > 6 {
                 break;
             }
         }
@@ -801,7 +801,10 @@ impl World {
         life.core.close(&mut answers);
         answers.into_iter().for_each(Answer::send);
         for _ in 0..20 {
-            self.round(&mut life)?;
+            if life.core.is_flushed() {
+                break;
+            }
+            self.round(&mut life, false)?;
         }
         if !life.core.is_flushed() {
             return Err("a closed channel does not come to an end".to_owned());
@@ -814,7 +817,7 @@ impl World {
     }
 
     /// Everything that can go on goes on, once.
-    fn round(&mut self, life: &mut Life) -> Result<(), String> {
+    fn round(&mut self, life: &mut Life, checkpoint: bool) -> Result<(), String> {
         let mut answers = Vec::new();
         self.now += Duration::from_millis(100);
         life.core.tick(self.now, &mut answers);
@@ -825,7 +828,9 @@ impl World {
         while !life.flights.is_empty() {
             self.advance_write(life, 0, true, &mut answers);
         }
-        self.checkpoint(life)?;
+        if checkpoint {
+            self.checkpoint(life)?;
+        }
         if life.takes.is_empty() && life.core.stats().size_events > 0 {
             let (sender, ticket) = Ticket::pair();
             let limits = TakeLimits { events: 100, bytes: 100_000 };

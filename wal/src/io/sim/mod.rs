@@ -579,16 +579,13 @@ impl SimFile {
     }
 }
 
+/// Whether `wanted` is in `bytes`, which are mostly zeros or noise.
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| *byte == wanted[0]) {
-        rest = &rest[at..];
-        if rest.starts_with(wanted) {
-            return true;
-        }
-        rest = &rest[1..];
-    }
-    false
+    const CHUNK: usize = 64;
+    bytes.chunks(CHUNK).enumerate().any(|(number, chunk)| {
+        chunk.contains(&wanted[0])
+            && (0..chunk.len()).any(|at| chunk[at] == wanted[0] && bytes[number * CHUNK + at..].starts_with(wanted))
+    })
 }
 
 impl File for SimFile {
