@@ -11,6 +11,7 @@ mod kills;
 mod ledger;
 mod load;
 mod mortal;
+mod simulated;
 mod syscalls;
 mod tally;
 mod two;
@@ -23,6 +24,12 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "proof")]
 enum Arguments {
+    /// Random histories on simulated disks.
+    Simulation(tally::Alone),
+    /// A crash and each error at every operation of short histories.
+    Exhaustive(tally::Alone),
+    /// Every bit of every file of a small channel.
+    Flips(tally::Alone),
     /// Power cuts on ext4 and xfs.
     Cuts(tally::Alone),
     /// Failing writes and flushes below ext4 and xfs.
@@ -40,6 +47,9 @@ enum Arguments {
 
 fn main() -> ExitCode {
     match Arguments::parse() {
+        Arguments::Simulation(alone) => alone.run(simulated::random),
+        Arguments::Exhaustive(alone) => alone.run(simulated::exhaustive),
+        Arguments::Flips(alone) => alone.run(simulated::flips),
         Arguments::Cuts(alone) => alone.run(cuts::run),
         Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),

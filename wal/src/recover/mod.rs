@@ -194,10 +194,6 @@ pub fn read_log(
         Purpose::Recover => (Depth::Bodies, true),
         Purpose::Inspect { depth, from_disk } => (depth, from_disk),
     };
-    if recovers {
-        // Names that only the cache has would take their segments with them in the next power cut.
-        dir.sync().map_err(|error| failed("sync", error))?;
-    }
     let mut slots = Vec::new();
     if recovers {
         // Names are cached as well: a process that died before it synced the directory leaves files that everybody

@@ -11,6 +11,7 @@ mod coverage;
 pub mod exhaustive;
 mod model;
 mod plan;
+pub mod rot;
 mod shrink;
 #[cfg(test)]
 mod tests;

@@ -33,6 +33,7 @@ const PRODUCERS: usize = 3;
 const CONSUMERS: usize = 2;
 const CHECKPOINTS: &str = "ckpt";
 const OWNER: &str = "sink";
+const UNREADABLE: &str = "draining fails";
 /// Rounds in which a channel without faults must have finished everything.
 const ROUNDS_MAX: usize = 600;
 
@@ -191,7 +192,7 @@ impl World {
 
     /// A world that goes on from the same disks with the same books, after the end of this life.
     pub(super) fn fork(&self) -> World {
-        let mut world = World::new(self.plan.clone());
+        let mut world = World::new(Plan { steps: Vec::new(), ..self.plan });
         world.now = self.now;
         world.disks = self.disks.iter().map(SimDisk::fork).collect();
         world.random = Arc::clone(&self.random);
@@ -559,6 +560,7 @@ impl World {
         for (consumer, ticket) in std::mem::take(&mut life.takes) {
             match ticket.try_take() {
                 Ok(Ok(lease)) if lease.is_empty() => {}
+                Ok(Err(TakeError::Closed)) => {}
                 Ok(Ok(lease)) => {
                     for (_, event) in lease.iter() {
                         self.model.seen(event_of(event.header("id")), event.body())?;
@@ -732,7 +734,7 @@ impl World {
                     self.disks.iter().filter(|_| failures > 1).for_each(SimDisk::heal);
                     continue;
                 }
-                Err(error) => return Err(format!("draining fails: {error}")),
+                Err(error) => return Err(format!("{UNREADABLE}: {error}")),
             };
             if lease.is_empty() {
                 break;
@@ -792,28 +794,56 @@ impl World {
             }
         }
         self.model.nothing_is_left()?;
-        let (segments, bytes) = (6 * self.plan.dirs as u64, self.plan.segment_pages * 4096);
+        let (segments, bytes) = (8 * self.plan.dirs as u64, self.plan.segment_pages * 4096);
         let kept = life.core.stats().disk_bytes;
         if kept > segments * bytes {
             return Err(format!("{kept} bytes of segments are kept for nothing"));
         }
+        self.life = Some(life);
+        self.close()?;
+        self.restart_disks(DiskOutcome::Nothing);
+        self.life = self.recover()?;
+        self.report.trace ^= self.disks.iter().fold(0_u64, |trace, disk| trace.rotate_left(7) ^ disk.trace());
+        Ok(self.report)
+    }
+
+    /// Closes the channel in order: what was accepted is durable and witnessed.
+    pub(super) fn close(&mut self) -> Result<(), String> {
+        let Some(mut life) = self.life.take() else { return Ok(()) };
         let mut answers = Vec::new();
         life.core.close(&mut answers);
         answers.into_iter().for_each(Answer::send);
         for _ in 0..20 {
             if life.core.is_flushed() {
-                break;
+                return Ok(());
             }
             self.round(&mut life, false)?;
         }
-        if !life.core.is_flushed() {
-            return Err("a closed channel does not come to an end".to_owned());
+        Err("a closed channel does not come to an end".to_owned())
+    }
+
+    /// Every file as the platter has it.
+    pub(super) fn platter(&self) -> Vec<(String, String, Vec<u8>)> {
+        self.disks.iter().flat_map(SimDisk::platter).collect()
+    }
+
+    /// Changes a file behind everybody's back.
+    pub(super) fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let index = dir.strip_prefix('d').and_then(|number| number.parse().ok()).unwrap_or(0);
+        let disk: &SimDisk = &self.disks[index];
+        disk.corrupt(dir, name, change);
+    }
+
+    /// False when it does not open, or says which event it cannot read; otherwise all that was promised must be there.
+    pub(super) fn opens_and_holds(&mut self) -> Result<bool, String> {
+        match self.start() {
+            Ok(mut life) => match self.inspect(&mut life) {
+                // A checkpoint vouched for the segment; its frames are checked when they are read.
+                Err(broken) if broken.starts_with(UNREADABLE) => Ok(false),
+                other => other,
+            },
+            Err(_) => Ok(false),
         }
-        drop(life);
-        self.restart_disks(DiskOutcome::Nothing);
-        self.life = self.recover()?;
-        self.report.trace ^= self.disks.iter().fold(0_u64, |trace, disk| trace.rotate_left(7) ^ disk.trace());
-        Ok(self.report)
     }
 
     /// Everything that can go on goes on, once.

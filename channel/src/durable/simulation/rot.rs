@@ -1,0 +1,110 @@
+//! Rot: every single bit of every file of a small channel, flipped one at a time.
+//!
+//! The channel was closed in order, so a later frame witnesses everything in it. A flip must be noticed with an error, or
+//! change nothing; events that come out are compared byte by byte.
+
+use std::ops::Range;
+
+use super::exhaustive::scenario;
+use super::world::World;
+
+const BITS: u64 = 8;
+
+/// Two lives, rolls, settlements, a note, a checkpoint, a backlog; stays below 64 KiB.
+const HISTORY: &str = "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 one-device 0 hot-tail 2000 capacity 10000
+    put 0 2 300
+    gather 0
+    chore
+    gather 0
+    sync 0
+    put 1 2 300
+    gather 0
+    chore
+    gather 0
+    sync 0
+    take 0 2
+    settle 0 3 1
+    gather 0
+    chore
+    gather 0
+    sync 0
+    crash 0
+    put 2 3 500
+    gather 0
+    chore
+    gather 0
+    sync 0
+    put 0 1 900
+    gather 0
+    chore
+    gather 0
+    sync 0
+    advance 30
+    checkpoint";
+
+/// A small channel at rest.
+pub struct Fixture {
+    world: World,
+    /// (directory, file, first bit)
+    files: Vec<(String, String, u64)>,
+    bits: u64,
+}
+
+/// What flips led to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flips {
+    /// An error that names what is wrong.
+    pub noticed: u64,
+    /// Everything is there as if nothing had happened.
+    pub harmless: u64,
+}
+
+impl Flips {
+    pub fn add(&mut self, other: &Flips) {
+        self.noticed += other.noticed;
+        self.harmless += other.harmless;
+    }
+}
+
+impl Fixture {
+    pub fn new(encrypted: bool) -> Fixture {
+        let mut plan = scenario(HISTORY);
+        plan.encrypted = encrypted;
+        let mut world = World::new(plan.clone());
+        for step in &plan.steps {
+            world.apply(*step).expect("the fixture keeps its promises");
+        }
+        world.close().expect("the fixture closes");
+        let (mut files, mut bits) = (Vec::new(), 0);
+        for (dir, name, bytes) in world.platter() {
+            files.push((dir, name, bits));
+            bits += bytes.len() as u64 * BITS;
+        }
+        Fixture { world, files, bits }
+    }
+
+    pub fn bits(&self) -> u64 {
+        self.bits
+    }
+
+    /// Flips each bit of `range` by itself.
+    pub fn flip(&self, range: Range<u64>) -> Result<Flips, String> {
+        let mut flips = Flips::default();
+        for bit in range {
+            let file = self.files.partition_point(|(_, _, first)| *first <= bit) - 1;
+            let (dir, name, first) = &self.files[file];
+            let (byte, mask) = (((bit - first) / BITS) as usize, 1 << (bit % BITS));
+            let mut world = self.world.fork();
+            world.corrupt(dir, name, |bytes| bytes[byte] ^= mask);
+            if world
+                .opens_and_holds()
+                .map_err(|broken| format!("byte {byte} of {dir}/{name}, mask {mask:#x}: {broken}"))?
+            {
+                flips.harmless += 1;
+            } else {
+                flips.noticed += 1;
+            }
+        }
+        Ok(flips)
+    }
+}
