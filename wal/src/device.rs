@@ -63,13 +63,20 @@ struct State {
 pub struct Device {
     name: String,
     depth: usize,
+    /// While a write is in flight another one starts only when this many bytes wait.
+    overlap_min: usize,
     state: Mutex<State>,
 }
 
 impl Device {
     pub fn new(name: impl Into<String>, depth: usize) -> Arc<Device> {
+        Device::with_overlap(name, depth, OVERLAP_MIN)
+    }
+
+    /// A device on which another write starts beside one in flight as soon as `overlap_min` bytes wait.
+    pub fn with_overlap(name: impl Into<String>, depth: usize, overlap_min: usize) -> Arc<Device> {
         assert!(depth > 0, "a device takes at least one write at a time");
-        Arc::new(Device { name: name.into(), depth, state: Mutex::default() })
+        Arc::new(Device { name: name.into(), depth, overlap_min, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -84,7 +91,7 @@ impl Device {
     /// once a slot comes free.
     pub fn try_start(self: &Arc<Device>, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
-        if state.writes >= self.depth || (state.writes > 0 && waiting < OVERLAP_MIN) {
+        if state.writes >= self.depth || (state.writes > 0 && waiting < self.overlap_min) {
             let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
             if !state.refused.iter().any(known) {
                 state.refused.push(Arc::downgrade(signal));

@@ -34,9 +34,28 @@ const SURVIVED_MAX: u32 = 2;
 const UNTOUCHED: [&str; 1] = ["execve"];
 /// Calls that reach no file: waiting, memory, threads, and the facts that go to the prover.
 const SAMPLED: [&str; 22] = [
-    "arch_prctl", "brk", "clock_nanosleep", "clone3", "exit", "exit_group", "futex", "getrandom", "gettid", "madvise",
-    "mprotect", "poll", "prctl", "prlimit64", "read", "rseq", "rt_sigaction", "rt_sigprocmask", "sched_getaffinity",
-    "set_robust_list", "sigaltstack", "write",
+    "arch_prctl",
+    "brk",
+    "clock_nanosleep",
+    "clone3",
+    "exit",
+    "exit_group",
+    "futex",
+    "getrandom",
+    "gettid",
+    "madvise",
+    "mprotect",
+    "poll",
+    "prctl",
+    "prlimit64",
+    "read",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "set_robust_list",
+    "sigaltstack",
+    "write",
 ];
 
 /// Where one name stands.
@@ -114,7 +133,8 @@ fn names(pass: &Pass) -> Result<BTreeMap<String, u64>, String> {
     // `4711 openat(AT_FDCWD, …`; lines that resume a call have `<...` there.
     for line in fs::read_to_string(&trace).map_err(|error| error.to_string())?.lines() {
         let call = line.split_ascii_whitespace().nth(1).and_then(|call| call.split_once('('));
-        let Some((name, _)) = call.filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
+        let Some((name, _)) =
+            call.filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
         else {
             continue;
         };

@@ -43,7 +43,8 @@ impl Arena {
     fn new(seed: u64) -> Result<Arena, String> {
         let failed = |error: std::io::Error| format!("a folder for a race: {error}");
         let scratch = tempfile::tempdir().map_err(failed)?;
-        let (real, link, bind) = (scratch.path().join("real"), scratch.path().join("link"), scratch.path().join("bind"));
+        let (real, link, bind) =
+            (scratch.path().join("real"), scratch.path().join("link"), scratch.path().join("bind"));
         fs::create_dir(&real).and_then(|()| fs::create_dir(&bind)).map_err(failed)?;
         std::os::unix::fs::symlink(&real, &link).map_err(failed)?;
         let mut arena = Arena {

@@ -9,7 +9,7 @@ use super::world::{Armed, Report, World};
 pub const SCENARIOS: [(&str, &str); 6] = [
     (
         "put",
-        "seed 1 dirs 2 encrypted 1 segment-pages 6 depth 2 one-device 0 hot-tail 2000 capacity 10000
+        "seed 1 dirs 2 encrypted 1 segment-pages 6 depth 2 overlap 1 one-device 0 hot-tail 2000 capacity 10000
          put 0 0 100
          gather 0
          chore
@@ -27,7 +27,7 @@ pub const SCENARIOS: [(&str, &str); 6] = [
     ),
     (
         "batch",
-        "seed 2 dirs 3 encrypted 0 segment-pages 8 depth 4 one-device 1 hot-tail 2000 capacity 10000
+        "seed 2 dirs 3 encrypted 0 segment-pages 8 depth 4 overlap 1 one-device 1 hot-tail 2000 capacity 10000
          put 0 4 900
          put 1 2 1500
          gather 0
@@ -51,7 +51,7 @@ pub const SCENARIOS: [(&str, &str); 6] = [
     ),
     (
         "take",
-        "seed 3 dirs 2 encrypted 1 segment-pages 5 depth 2 one-device 0 hot-tail 100 capacity 10000
+        "seed 3 dirs 2 encrypted 1 segment-pages 5 depth 2 overlap 1 one-device 0 hot-tail 100 capacity 10000
          put 0 4 200
          gather 0
          chore
@@ -86,7 +86,7 @@ pub const SCENARIOS: [(&str, &str); 6] = [
     ),
     (
         "roll",
-        "seed 4 dirs 1 encrypted 1 segment-pages 4 depth 2 one-device 0 hot-tail 2000 capacity 10000
+        "seed 4 dirs 1 encrypted 1 segment-pages 4 depth 2 overlap 1 one-device 0 hot-tail 2000 capacity 10000
          put 0 2 600
          gather 0
          chore
@@ -127,7 +127,7 @@ pub const SCENARIOS: [(&str, &str); 6] = [
     ),
     (
         "checkpoint",
-        "seed 5 dirs 2 encrypted 1 segment-pages 4 depth 2 one-device 0 hot-tail 100 capacity 10000
+        "seed 5 dirs 2 encrypted 1 segment-pages 4 depth 2 overlap 1 one-device 0 hot-tail 100 capacity 10000
          put 0 2 600
          gather 0
          chore
@@ -169,7 +169,7 @@ pub const SCENARIOS: [(&str, &str); 6] = [
     ),
     (
         "recovery",
-        "seed 6 dirs 2 encrypted 1 segment-pages 5 depth 2 one-device 0 hot-tail 2000 capacity 10000
+        "seed 6 dirs 2 encrypted 1 segment-pages 5 depth 2 overlap 1 one-device 0 hot-tail 2000 capacity 10000
          put 0 2 600
          gather 0
          chore

@@ -18,6 +18,8 @@ pub struct Plan {
     pub segment_pages: u64,
     /// Writes in flight on one device.
     pub depth: usize,
+    /// Whether frames overlap on a device although few bytes wait.
+    pub overlap: bool,
     /// Whether all directories are one flush domain.
     pub one_device: bool,
     /// Bytes of events kept in memory for takes.
@@ -103,20 +105,23 @@ impl Plan {
             encrypted: rng.chance(2),
             segment_pages: 3 + rng.below(if small { 4 } else { 14 }),
             depth: 1 + rng.below(4) as usize,
+            overlap: rng.chance(2),
             one_device: rng.chance(3),
             hot_tail: if rng.chance(3) { 100 } else { 2000 },
             capacity: if rng.chance(5) { 30 + rng.below(100) } else { 10_000 },
             steps: Vec::new(),
         };
         let moods = Moods::draw(&mut rng);
-        for _ in 0..2 + rng.below(4) {
-            plan.draw_cycle(&mut rng, &moods);
+        // Now and then one long life between two crashes: some states take hundreds of steps to come about.
+        let (cycles, steps) = if rng.chance(12) { (2, 600) } else { (2 + rng.below(4), 80) };
+        for _ in 0..cycles {
+            plan.draw_cycle(&mut rng, &moods, steps);
         }
         plan
     }
 
-    fn draw_cycle(&mut self, rng: &mut Rng, moods: &Moods) {
-        let steps = 60 + rng.below(80);
+    fn draw_cycle(&mut self, rng: &mut Rng, moods: &Moods, steps_max: u64) {
+        let steps = 60 + rng.below(steps_max);
         let accident = rng.below(steps);
         let stops = rng.chance(2);
         for step in 0..steps {
@@ -194,12 +199,13 @@ impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "seed {} dirs {} encrypted {} segment-pages {} depth {} one-device {} hot-tail {} capacity {}",
+            "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {}",
             self.seed,
             self.dirs,
             u8::from(self.encrypted),
             self.segment_pages,
             self.depth,
+            u8::from(self.overlap),
             u8::from(self.one_device),
             self.hot_tail,
             self.capacity
@@ -227,6 +233,7 @@ impl Plan {
             encrypted: number("encrypted")? != 0,
             segment_pages: number("segment-pages")?,
             depth: number("depth")? as usize,
+            overlap: number("overlap")? != 0,
             one_device: number("one-device")? != 0,
             hot_tail: number("hot-tail")? as usize,
             capacity: number("capacity")?,

@@ -11,7 +11,8 @@ use super::world::World;
 const BITS: u64 = 8;
 
 /// Two lives, rolls, settlements, a note, a checkpoint, a backlog; stays below 64 KiB.
-const HISTORY: &str = "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 one-device 0 hot-tail 2000 capacity 10000
+const HISTORY: &str =
+    "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 overlap 1 one-device 0 hot-tail 2000 capacity 10000
     put 0 2 300
     gather 0
     chore
