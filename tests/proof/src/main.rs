@@ -8,9 +8,11 @@ mod block;
 mod cuts;
 mod faults;
 mod kills;
+mod lanes;
 mod ledger;
 mod load;
 mod mortal;
+mod planted;
 mod simulated;
 mod syscalls;
 mod tally;
@@ -24,12 +26,18 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "proof")]
 enum Arguments {
+    /// Several layers together.
+    Lane(lanes::Arguments),
     /// Random histories on simulated disks.
     Simulation(tally::Alone),
     /// A crash and each error at every operation of short histories.
     Exhaustive(tally::Alone),
     /// Every bit of every file of a small channel.
     Flips(tally::Alone),
+    /// Bugs on purpose, each of which must be noticed.
+    Planted(tally::Alone),
+    #[command(hide = true)]
+    PlantedOne(planted::One),
     /// Power cuts on ext4 and xfs.
     Cuts(tally::Alone),
     /// Failing writes and flushes below ext4 and xfs.
@@ -47,9 +55,12 @@ enum Arguments {
 
 fn main() -> ExitCode {
     match Arguments::parse() {
+        Arguments::Lane(lane) => lane.run(),
         Arguments::Simulation(alone) => alone.run(simulated::random),
         Arguments::Exhaustive(alone) => alone.run(simulated::exhaustive),
         Arguments::Flips(alone) => alone.run(simulated::flips),
+        Arguments::Planted(alone) => alone.run(planted::run),
+        Arguments::PlantedOne(one) => planted::one(&one),
         Arguments::Cuts(alone) => alone.run(cuts::run),
         Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),

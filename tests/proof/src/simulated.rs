@@ -179,11 +179,11 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
     let mut tally = Tally::new("flips", "flipped bits");
     for encrypted in [false, true] {
         let (next, results) = (AtomicU64::new(0), Mutex::new((Flips::default(), Vec::new())));
-        let bits = Fixture::new(encrypted).bits();
+        let bits = Fixture::new(encrypted, encrypted).bits();
         thread::scope(|scope| {
             for _ in 0..budget.jobs {
                 scope.spawn(|| {
-                    let fixture = Fixture::new(encrypted);
+                    let fixture = Fixture::new(encrypted, encrypted);
                     loop {
                         let first = next.fetch_add(1024, Ordering::Relaxed);
                         if first >= bits {
@@ -203,7 +203,7 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
         tally.cycles += flips.noticed + flips.harmless;
         tally.failures.extend(broken.into_iter().take(5));
         let [noticed, harmless, bytes] = if encrypted {
-            ["noticed, encrypted", "harmless, encrypted", "bytes, encrypted"]
+            ["noticed, encrypted, with a checkpoint", "harmless there", "bytes there"]
         } else {
             ["noticed", "harmless", "bytes"]
         };

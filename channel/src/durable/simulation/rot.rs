@@ -6,11 +6,12 @@
 use std::ops::Range;
 
 use super::exhaustive::scenario;
+use super::plan::{Step, Verb};
 use super::world::World;
 
 const BITS: u64 = 8;
 
-/// Two lives, rolls, settlements, a note, a checkpoint, a backlog; stays below 64 KiB.
+/// Two lives, rolls, settlements, a note, a backlog; stays below 64 KiB.
 const HISTORY: &str =
     "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 overlap 1 one-device 0 hot-tail 2000 capacity 10000
     put 0 2 300
@@ -40,8 +41,7 @@ const HISTORY: &str =
     chore
     gather 0
     sync 0
-    advance 30
-    checkpoint";
+    advance 30";
 
 /// A small channel at rest.
 pub struct Fixture {
@@ -68,8 +68,12 @@ impl Flips {
 }
 
 impl Fixture {
-    pub fn new(encrypted: bool) -> Fixture {
+    /// Without a checkpoint the frames are the only evidence of each other.
+    pub fn new(encrypted: bool, checkpoint: bool) -> Fixture {
         let mut plan = scenario(HISTORY);
+        if checkpoint {
+            plan.steps.push(Step::new(Verb::Checkpoint, [0; 3]));
+        }
         plan.encrypted = encrypted;
         let mut world = World::new(plan.clone());
         for step in &plan.steps {
