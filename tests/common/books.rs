@@ -80,7 +80,6 @@ impl Books {
         inner.refused += ids.len() as u64;
     }
 
-
     /// Compares with everything that came out.
     pub fn balance(&self, received: &[Id]) -> Balance {
         let inner = self.inner.lock().expect("no producer panics with the books open");

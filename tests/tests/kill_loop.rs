@@ -20,7 +20,10 @@ fn no_acknowledged_event_is_lost_over_sixty_kills() {
 fn the_books_notice_a_channel_that_forgets() {
     let seed = Random::from_clock().next();
     let outcome = run(&Plan { kills: 3, kept: Kept::Forgetful, behind: Behind::Files, seed });
-    assert!(!outcome.balance.lost.is_empty(), "a memory channel lost nothing: this loop cannot see a loss; seed {seed}");
+    assert!(
+        !outcome.balance.lost.is_empty(),
+        "a memory channel lost nothing: this loop cannot see a loss; seed {seed}"
+    );
 }
 
 /// One line of counts, past the capture of the test harness: the loop's result is what it counted.
@@ -28,6 +31,7 @@ fn report(outcome: &Outcome, seed: u64) {
     let counts = outcome.counts().into_iter().map(|(name, count)| format!("{name} {count}"));
     let text: Vec<String> = counts.collect();
     let (kills, seconds) = (outcome.kills_under_load(), outcome.seconds);
-    let line = format!("counts: kill loop: seed {seed}, kills under load {kills}, seconds {seconds:.1}, {}", text.join(", "));
+    let line =
+        format!("counts: kill loop: seed {seed}, kills under load {kills}, seconds {seconds:.1}, {}", text.join(", "));
     writeln!(std::io::stderr(), "{line}").expect("print the counts");
 }

@@ -44,8 +44,11 @@ pub(crate) struct One {
     seed: u64,
 }
 
+/// Looks for a bug; an error is a broken promise.
+type Look = Box<dyn Fn() -> Result<(), String>>;
+
 /// Which layers look for a bug, cheapest first.
-fn layers(seed: u64) -> [(&'static str, Box<dyn Fn() -> Result<(), String>>); 4] {
+fn layers(seed: u64) -> [(&'static str, Look); 4] {
     [
         (
             "exhaustive crashes",

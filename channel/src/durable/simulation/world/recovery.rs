@@ -1,0 +1,238 @@
+//! The end of a life and the start of the next one: what survived is opened and compared, and a last life must finish
+//! everything.
+
+use super::*;
+
+impl World {
+    /// Opens what survived, through interruptions and failures, and checks it. `None` when an armed stop hit.
+    pub(in crate::durable::simulation) fn recover(&mut self) -> Result<Option<Life>, String> {
+        self.phase = Phase::Recovery;
+        for [disk, after, outcome] in std::mem::take(&mut self.nests) {
+            let disk = &self.disks[usize::from(disk) % self.plan.dirs];
+            disk.stop_at(disk.operations() + u64::from(after.max(1)));
+            let opened = self.start();
+            if !self.is_stopped() {
+                // Recovery is shorter than that: the process dies right after it.
+                opened.map_err(|error| format!("does not open: {error}"))?;
+            }
+            self.report.recovery_crashes += 1;
+            self.restart(outcome, outcome);
+            self.promises_of_disks()?;
+        }
+        for [disk, after, kind] in std::mem::take(&mut self.recovery_faults) {
+            let disk = &self.disks[usize::from(disk) % self.plan.dirs];
+            disk.inject(fault(disk.operations() + 1 + u64::from(after), kind));
+            let opened = self.start().map(|_| ());
+            self.only_the_disk(opened)?;
+            self.disks.iter().for_each(SimDisk::heal);
+            self.restart_disks(DiskOutcome::ProcessKilled);
+        }
+        let mut opened = self.start();
+        if self.is_stopped() {
+            return Ok(None);
+        }
+        if opened.is_err() && matches!(self.armed, Some(Armed::Fail { .. })) {
+            self.only_the_disk(opened.map(|_| ()))?;
+            self.armed = None;
+            self.restart_disks(DiskOutcome::ProcessKilled);
+            opened = self.start();
+        }
+        let mut life = opened.map_err(|error| format!("does not open: {error}"))?;
+        let whole = self.inspect(&mut life)?;
+        self.promises_of_disks()?;
+        Ok(whole.then_some(life))
+    }
+
+    /// A start may fail because its disk does, and for no other reason.
+    fn only_the_disk(&mut self, opened: Result<(), OpenError>) -> Result<(), String> {
+        let unreadable = self.strikes();
+        match opened {
+            // What cannot be read may be lost: that is said, and nothing is changed.
+            Err(OpenError::Damaged(_)) if unreadable => Ok(()),
+            Ok(()) | Err(OpenError::Io { .. } | OpenError::Recover(RecoverError::Io { .. })) => Ok(()),
+            Err(error) => Err(format!("a failing disk is taken for something else: {error}")),
+        }
+    }
+
+    /// Takes everything without settling, compares, and gives it back. False when the machine stopped in between.
+    fn inspect(&mut self, life: &mut Life) -> Result<bool, String> {
+        let size = life.core.stats().size_events;
+        let consumer = life.core.handle();
+        let (mut found, mut next_seq, mut failures) = (Vec::new(), 0, 0);
+        loop {
+            let mut answers = Vec::new();
+            let (sender, mut ticket) = Ticket::pair();
+            let limits = TakeLimits { events: 50, bytes: 50_000 };
+            life.core.take(self.now, consumer, limits, Duration::from_secs(60), sender, &mut answers);
+            let lease = loop {
+                answers.drain(..).for_each(Answer::send);
+                match ticket.try_take() {
+                    Ok(lease) => break lease,
+                    Err(waiting) => ticket = waiting,
+                }
+                match life.core.next_read() {
+                    Some(job) => {
+                        let done = job.run(&mut life.cursors);
+                        self.strikes();
+                        if self.is_stopped() {
+                            return Ok(false);
+                        }
+                        life.core.read_done(self.now, done, &mut answers);
+                    }
+                    None => {
+                        // Nothing to read: either the end, or an order wait.
+                        self.now += Duration::from_secs(1);
+                        life.core.tick(self.now, &mut answers);
+                    }
+                }
+            };
+            let lease = match lease {
+                Ok(lease) => lease,
+                Err(_) if self.armed.is_some() && failures < 3 => {
+                    failures += 1;
+                    self.disks.iter().filter(|_| failures > 1).for_each(SimDisk::heal);
+                    continue;
+                }
+                Err(error) => return Err(format!("{UNREADABLE}: {error}")),
+            };
+            if lease.is_empty() {
+                break;
+            }
+            for (seq, event) in lease.iter() {
+                let id = event_of(event.header("id"));
+                self.model.seen(id, event.body())?;
+                found.push(id);
+                if seq < next_seq {
+                    return Err(format!("event {id} comes with number {seq} after {next_seq}"));
+                }
+                next_seq = seq + 1;
+            }
+        }
+        let number = |(key, note): (String, Bytes)| (key, note.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)));
+        let notes: Vec<_> = life.core.notes_of(OWNER).into_iter().map(number).collect();
+        self.model.compare(&found, &notes)?;
+        if found.len() as u64 != size {
+            return Err(format!("the channel says {size} events and has {}", found.len()));
+        }
+        found.iter().for_each(|event| self.report.fold(*event));
+        let mut answers = Vec::new();
+        life.core.drop_consumer(self.now, consumer, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        Ok(true)
+    }
+
+    /// Nothing fails any more: everything must be answered, come out, be settled, and leave no trace behind.
+    pub(in crate::durable::simulation) fn finish(mut self) -> Result<Report, String> {
+        self.armed = None;
+        self.disks.iter().for_each(SimDisk::heal);
+        self.disks.iter().for_each(|disk| disk.set_capacity(UNLIMITED));
+        self.stalled.fill(0);
+        if self.is_stopped() {
+            self.restart(3, 0);
+        }
+        let mut life = match self.life.take() {
+            Some(life) => life,
+            None => self.recover()?.ok_or("a recovery stops although nothing is armed")?,
+        };
+        // A few segments of each log hold nothing but what must outlive the others.
+        let kept_max = 8 * self.plan.dirs as u64 * self.plan.segment_pages * 4096;
+        let mut quiet = 0;
+        for round in 0.. {
+            if round == ROUNDS_MAX {
+                return Err(format!(
+                    "no progress: {} puts and {} settlements wait, {} events are there, and {} bytes of segments",
+                    life.puts.len(),
+                    life.settles.len(),
+                    life.core.stats().size_events,
+                    life.core.stats().disk_bytes
+                ));
+            }
+            self.round(&mut life, round % 8 == 0)?;
+            let waits = !life.puts.is_empty() || !life.settles.is_empty() || !life.held.is_empty();
+            let stats = life.core.stats();
+            let idle = !waits && life.flights.is_empty() && stats.size_events == 0 && stats.disk_bytes <= kept_max;
+            quiet = if idle { quiet + 1 } else { 0 };
+            if quiet > 6 {
+                break;
+            }
+        }
+        self.model.nothing_is_left()?;
+        self.life = Some(life);
+        self.close()?;
+        self.restart_disks(DiskOutcome::Nothing);
+        self.life = self.recover()?;
+        self.report.trace ^= self.disks.iter().fold(0_u64, |trace, disk| trace.rotate_left(7) ^ disk.trace());
+        Ok(self.report)
+    }
+
+    /// Closes the channel in order: what was accepted is durable and witnessed.
+    pub(in crate::durable::simulation) fn close(&mut self) -> Result<(), String> {
+        let Some(mut life) = self.life.take() else { return Ok(()) };
+        let mut answers = Vec::new();
+        life.core.close(&mut answers);
+        answers.into_iter().for_each(Answer::send);
+        for _ in 0..20 {
+            if life.core.is_flushed() {
+                return Ok(());
+            }
+            self.round(&mut life, false)?;
+        }
+        Err("a closed channel does not come to an end".to_owned())
+    }
+
+    /// Every file as the platter has it.
+    pub(in crate::durable::simulation) fn platter(&self) -> Vec<(String, String, Vec<u8>)> {
+        self.disks.iter().flat_map(SimDisk::platter).collect()
+    }
+
+    /// Changes a file behind everybody's back.
+    pub(in crate::durable::simulation) fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let index = dir.strip_prefix('d').and_then(|number| number.parse().ok()).unwrap_or(0);
+        let disk: &SimDisk = &self.disks[index];
+        disk.corrupt(dir, name, change);
+    }
+
+    /// False when it does not open, or says which event it cannot read; otherwise all that was promised must be there.
+    pub(in crate::durable::simulation) fn opens_and_holds(&mut self) -> Result<bool, String> {
+        match self.start() {
+            Ok(mut life) => match self.inspect(&mut life) {
+                // A checkpoint vouched for the segment; its frames are checked when they are read.
+                Err(broken) if broken.starts_with(UNREADABLE) => Ok(false),
+                other => other,
+            },
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Everything that can go on goes on, once.
+    fn round(&mut self, life: &mut Life, checkpoint: bool) -> Result<(), String> {
+        let mut answers = Vec::new();
+        self.now += Duration::from_millis(100);
+        life.core.tick(self.now, &mut answers);
+        for index in 0..self.plan.dirs {
+            while self.chore(life, index, &mut answers)? {}
+            self.gather(life, index, &mut answers)?;
+        }
+        while !life.flights.is_empty() {
+            self.advance_write(life, 0, true, &mut answers);
+        }
+        if checkpoint {
+            self.checkpoint(life)?;
+        }
+        if life.takes.is_empty() && life.core.stats().size_events > 0 {
+            let (sender, ticket) = Ticket::pair();
+            let limits = TakeLimits { events: 100, bytes: 100_000 };
+            life.core.take(self.now, life.consumers[0], limits, Duration::from_millis(30), sender, &mut answers);
+            life.takes.push((life.consumers[0], ticket));
+        }
+        self.read(life, &mut answers);
+        answers.drain(..).for_each(Answer::send);
+        self.hear(life)?;
+        while !life.held.is_empty() {
+            self.settle(life, [0, 3, 9], &mut answers);
+            answers.drain(..).for_each(Answer::send);
+        }
+        self.hear(life)?;
+        self.promises_of_disks()
+    }
+}
