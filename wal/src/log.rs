@@ -47,6 +47,8 @@ pub struct FrameRequest {
     pub floor: u64,
     pub now_ms: u64,
     pub witness: bool,
+    /// The frame holds the snapshot with which everything up to this ordinal is given back.
+    pub retires: Option<u64>,
 }
 
 /// A place, a nonce and the marks of one frame; never given twice.
@@ -395,7 +397,7 @@ impl Log {
             previous_end: open.previous_end,
             durable_seq: request.durable_seq,
             floor: request.floor,
-            oldest_ordinal: self.oldest_ordinal,
+            oldest_ordinal: self.oldest_ordinal.max(request.retires.map_or(0, |ordinal| ordinal + 1)),
             written_ms: request.now_ms,
         };
         open.next_offset += stored_len as u64;
@@ -719,15 +721,10 @@ impl Log {
         done.last().filter(|_| worth).map(|segment| segment.ordinal)
     }
 
-    /// Announces in all further frames that everything up to `ordinal` is given back. Once one of them is durable, call
-    /// [`release`](Log::release).
-    pub fn retire(&mut self, ordinal: u64) {
-        self.oldest_ordinal = self.oldest_ordinal.max(ordinal + 1);
-    }
-
-    /// Gives back all segments up to `ordinal`: kept as spares, or removed.
+    /// The frame that retires everything up to `ordinal` is durable: the segments become spares, or are removed. Only now
+    /// do other frames say so too; before, one of them might outlive the snapshot.
     pub fn release(&mut self, ordinal: u64) {
-        assert!(ordinal < self.oldest_ordinal, "retired before it is released");
+        self.oldest_ordinal = self.oldest_ordinal.max(ordinal + 1);
         self.fences.retain(|fence| fence.ordinal > ordinal);
         while let Some(segment) = self.segments.pop_front_if(|segment| segment.ordinal <= ordinal) {
             // No plaintext stays behind once the channel is encrypted.

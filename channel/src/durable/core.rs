@@ -252,7 +252,6 @@ impl Core {
             }
             let queue = &self.queue;
             if let Some(ordinal) = seat.log.retirable(|segment| queue.is_done(segment.first_seq, segment.end_seq)) {
-                seat.log.retire(ordinal);
                 if planted::is(Bug::ReleaseBeforeSnapshot) {
                     seat.log.release(ordinal);
                     continue;

@@ -29,6 +29,8 @@ use super::sections::TRANSACTION;
 use crate::settlement::SeqRange;
 
 pub(crate) const IDENTITY: &str = "identity";
+/// The generation of identities while some directories of a new channel may have none yet.
+const BEING_CREATED: u64 = 1;
 
 /// A directory to open, and what it fails together with.
 #[derive(Debug, Clone)]
@@ -149,7 +151,7 @@ pub(crate) fn open(
     now_ms: u64,
     checkpoint_dir: Option<&dyn Dir>,
 ) -> Result<(Start, Recovery), OpenError> {
-    let plan = identify(dirs, random, now_ms)?;
+    let mut plan = identify(dirs, random, now_ms)?;
     let identities = &plan.identities;
     let known = known_of(checkpoint_dir, identities, &settings.keys);
     let (scans, found, ends, witnessed, vouched) = match read_all(dirs, identities, settings, known.as_ref())? {
@@ -193,6 +195,8 @@ pub(crate) fn open(
         return Err(OpenError::Damaged(Box::new(DamageReport { findings: damaged, lost })));
     }
     plan.write(dirs)?;
+    plan.finish_creation(dirs)?;
+    let identities = &plan.identities;
     let queued = found.queued();
     recovery.queued_events = queued.count();
     let mut settled = found.settled.clone();
@@ -340,7 +344,7 @@ fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, 
     for member in members.iter().filter(|member| !here(member.log)) {
         // A creation that was interrupted goes on; anything else is a directory that is not there.
         let place = fresh.iter().find(|index| dirs[**index].dir.name().ends_with(&member.hint)).copied();
-        let never_used = newest.as_ref().is_some_and(|newest| newest.generation == 1)
+        let never_used = newest.as_ref().is_some_and(|newest| newest.generation == BEING_CREATED)
             && (0..dirs.len()).map(&empty).collect::<Result<Vec<_>, _>>()?.into_iter().all(|empty| empty);
         match place {
             Some(index) if never_used => {
@@ -385,6 +389,17 @@ struct Plan {
 }
 
 impl Plan {
+    /// Says in every directory that all of them are made, before anything is put. From then on a directory without an
+    /// identity is one that is not there, even if all the others are empty.
+    fn finish_creation(&mut self, dirs: &[OpenDir]) -> Result<(), OpenError> {
+        if dirs.len() > 1 && self.identities.iter().all(|identity| identity.generation == BEING_CREATED) {
+            self.identities.iter_mut().for_each(|identity| identity.generation += 1);
+            self.writes = (0..dirs.len()).collect();
+            self.write(dirs)?;
+        }
+        Ok(())
+    }
+
     fn write(&self, dirs: &[OpenDir]) -> Result<(), OpenError> {
         for index in &self.writes {
             let dir = &dirs[*index].dir;

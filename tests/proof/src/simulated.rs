@@ -209,6 +209,10 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
         };
         tally.counts.extend([(noticed, flips.noticed), (harmless, flips.harmless), (bytes, bits / 8)]);
     }
+    match Fixture::new(true, false).forge() {
+        Ok(forged) => tally.counts.push(("forged frames noticed", forged.noticed)),
+        Err(broken) => tally.failures.push(broken),
+    }
     tally.took = began.elapsed();
     tally
 }

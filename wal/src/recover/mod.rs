@@ -367,13 +367,14 @@ impl LogScan {
                 // What a frame testifies is true even if the frame itself does not count.
                 self.mark(self.log, header.durable);
                 previous_end = previous_end.max(header.previous_end);
-                self.oldest_ordinal = self.oldest_ordinal.max(header.oldest_ordinal);
                 for kept in frame.kept.iter().filter(|kept| kept.kind == section::MARKS) {
                     for LogMark { log, mark } in section::decode_marks(&kept.payload).unwrap_or_default() {
                         self.mark(log, mark);
                     }
                 }
                 if fences.iter().all(|fence| fence_says(fence, header.offset) != FenceSays::Cut) {
+                    // It gives segments back with the snapshot it holds, so not without it.
+                    self.oldest_ordinal = self.oldest_ordinal.max(header.oldest_ordinal);
                     segment.note(header);
                     visit(header, &frame.kept);
                 }

@@ -43,6 +43,10 @@ fn chore(log: &mut Log, disk: &SimDisk) {
 }
 
 fn reserve(log: &mut Log, disk: &SimDisk, pages: usize) -> Reservation {
+    reserve_with(log, disk, pages, None)
+}
+
+fn reserve_with(log: &mut Log, disk: &SimDisk, pages: usize, retires: Option<u64>) -> Reservation {
     let request = FrameRequest {
         body_len: (pages - 1) * PAGE,
         first_seq: 0,
@@ -51,6 +55,7 @@ fn reserve(log: &mut Log, disk: &SimDisk, pages: usize) -> Reservation {
         floor: 0,
         now_ms: 0,
         witness: false,
+        retires,
     };
     loop {
         match log.reserve(&request) {
@@ -115,8 +120,9 @@ fn a_checkpoint_is_set_aside_when_a_drained_file_lost_its_header() {
     };
     let drained = write_durable(&mut log);
     write_durable(&mut log);
-    log.retire(drained);
-    write_durable(&mut log);
+    let snapshot = reserve_with(&mut log, &disk, 5, Some(drained));
+    write(&snapshot);
+    log.complete(snapshot.id, snapshot.epoch, Ok(()));
     // The newest segment has no frame yet, so all frames that know what was given back are in the checkpoint's care.
     let unwritten = reserve(&mut log, &disk, 5);
     log.release(drained);

@@ -82,6 +82,7 @@ impl Core {
                 floor: self.queue.floor(),
                 now_ms,
                 witness,
+                retires: self.seats[index].retiring.filter(|_| snapshot),
             };
             let too_long = request.body_len > self.seats[index].log.body_max();
             if too_long && !chosen.is_empty() {

@@ -84,6 +84,8 @@ verbs! {
     Stop = "stop",
     /// The next recovery is interrupted too: disk, how many operations into it, outcome
     Nest = "nest",
+    /// The next start is tried without a disk first, as if it were not mounted: which.
+    Unmount = "unmount",
     /// This life ends: outcome, seed of the damage
     Crash = "crash",
 }
@@ -158,6 +160,9 @@ impl Plan {
         }
         if moods.faults && rng.chance(3) {
             self.push(rng, Verb::FailRecovery, |rng| [rng.below(4), rng.below(40), rng.number()]);
+        }
+        if rng.chance(8) {
+            self.push(rng, Verb::Unmount, |rng| [rng.below(4), 0, 0]);
         }
         self.push(rng, Verb::Crash, |rng| [rng.below(8), rng.number(), 0]);
     }

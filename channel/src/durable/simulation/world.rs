@@ -144,6 +144,7 @@ pub struct World {
     stalled: Vec<u64>,
     nests: Vec<[u16; 3]>,
     recovery_faults: Vec<[u16; 3]>,
+    unmounted: Option<usize>,
     armed: Option<Armed>,
     cycle_began: (u64, u64),
 }
@@ -179,6 +180,7 @@ impl World {
             stalled: vec![0; plan.dirs],
             nests: Vec::new(),
             recovery_faults: Vec::new(),
+            unmounted: None,
             armed: None,
             cycle_began: (0, 0),
             disks,
@@ -299,6 +301,7 @@ impl World {
         match step.verb {
             Verb::Nest => self.nests.push(step.args),
             Verb::FailRecovery => self.recovery_faults.push(step.args),
+            Verb::Unmount => self.unmounted = Some(usize::from(step.args[0]) % self.plan.dirs),
             Verb::Crash => return self.crash(step.args),
             _ if self.is_stopped() => {}
             _ => {
@@ -378,7 +381,7 @@ impl World {
                 let disk = &self.disks[first % dirs];
                 disk.stop_at(disk.operations() + second.max(1) as u64);
             }
-            Verb::Nest | Verb::FailRecovery | Verb::Crash => {}
+            Verb::Nest | Verb::FailRecovery | Verb::Unmount | Verb::Crash => {}
         }
         answers.into_iter().for_each(Answer::send);
         if self.stalled.iter().any(|steps| *steps > 0) && !life.flights.is_empty() && step.verb != Verb::Advance {

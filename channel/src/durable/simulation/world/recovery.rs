@@ -7,6 +7,13 @@ impl World {
     /// Opens what survived, through interruptions and failures, and checks it. `None` when an armed stop hit.
     pub(in crate::durable::simulation) fn recover(&mut self) -> Result<Option<Life>, String> {
         self.phase = Phase::Recovery;
+        if let Some(disk) = self.unmounted.take()
+            && self.plan.dirs > 1
+            && self.root.is_none()
+            && self.report.events_acknowledged > 0
+        {
+            self.refuses_without(disk)?;
+        }
         for [disk, after, outcome] in std::mem::take(&mut self.nests) {
             let disk = &self.disks[usize::from(disk) % self.plan.dirs];
             disk.stop_at(disk.operations() + u64::from(after.max(1)));
@@ -41,6 +48,19 @@ impl World {
         let whole = self.inspect(&mut life)?;
         self.promises_of_disks()?;
         Ok(whole.then_some(life))
+    }
+
+    /// A disk that is not mounted looks like an empty one; its events must not be forgotten for that.
+    fn refuses_without(&mut self, disk: usize) -> Result<(), String> {
+        let disks = self.disks.clone();
+        self.disks = disks.iter().map(SimDisk::fork).collect();
+        self.disks[disk] = SimDisk::default();
+        let opened = self.start().map(|_| ());
+        self.disks = disks;
+        match opened {
+            Err(_) => Ok(()),
+            Ok(()) => Err(format!("it starts although disk {disk} is not mounted")),
+        }
     }
 
     /// A start may fail because its disk does, and for no other reason.
