@@ -11,6 +11,7 @@ mod kills;
 mod lanes;
 mod ledger;
 mod load;
+mod model;
 mod mortal;
 mod planted;
 mod simulated;
@@ -32,6 +33,8 @@ enum Arguments {
     Simulation(tally::Alone),
     /// A crash and each error at every operation of short histories.
     Exhaustive(tally::Alone),
+    /// Random histories on real files.
+    Model(tally::Alone),
     /// Every bit of every file of a small channel.
     Flips(tally::Alone),
     /// Bugs on purpose, each of which must be noticed.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Arguments::Lane(lane) => lane.run(),
         Arguments::Simulation(alone) => alone.run(simulated::random),
         Arguments::Exhaustive(alone) => alone.run(simulated::exhaustive),
+        Arguments::Model(alone) => alone.run(model::run),
         Arguments::Flips(alone) => alone.run(simulated::flips),
         Arguments::Planted(alone) => alone.run(planted::run),
         Arguments::PlantedOne(one) => planted::one(&one),

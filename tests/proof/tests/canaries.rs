@@ -28,3 +28,8 @@ fn a_power_cut_shows_a_missing_data_sync() {
 fn failing_writes_show_a_missing_data_sync() {
     is_noticed("faults", 40, "SkipDataSync");
 }
+
+#[test]
+fn histories_on_real_files_show_an_answer_before_the_write() {
+    is_noticed("model", 400, "AcknowledgeBeforeSync");
+}

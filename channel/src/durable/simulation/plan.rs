@@ -90,6 +90,13 @@ verbs! {
     Crash = "crash",
 }
 
+impl Verb {
+    /// Whether it is about a disk or the machine, which only simulated ones can obey.
+    pub fn needs_simulated_disks(self) -> bool {
+        matches!(self, Verb::Fail | Verb::FailRecovery | Verb::Space | Verb::Stop | Verb::Nest)
+    }
+}
+
 impl Step {
     pub fn new(verb: Verb, args: [u16; 3]) -> Step {
         Step { verb, args }

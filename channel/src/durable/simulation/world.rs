@@ -23,7 +23,7 @@ use wal::seal::{ChannelKey, nonces};
 use super::coverage::{Coverage, FaultKind, Phase};
 use super::model::{Known, Model, SECRET, Settled, body_of};
 use super::plan::{Plan, Step, Verb};
-use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
+use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::durable::core::{Answer, Core, CoreOptions};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
@@ -146,6 +146,8 @@ pub struct World {
     recovery_faults: Vec<[u16; 3]>,
     unmounted: Option<usize>,
     armed: Option<Armed>,
+    /// A disk was made to fail or to be full, so a take may say so.
+    faults_happen: bool,
     cycle_began: (u64, u64),
 }
 
@@ -158,9 +160,7 @@ pub fn simulate(plan: &Plan) -> Result<Report, String> {
 /// Runs the steps of a plan on real directories below `root`. Only processes die there; disks and machines do not.
 pub fn run_on_real_files(plan: &Plan, root: &Path) -> Result<Report, String> {
     nonces::watch();
-    let mut world = World::new(plan.clone());
-    world.root = Some(root.to_owned());
-    world.run()
+    World::on_real_files(plan.clone(), root).run()
 }
 
 impl World {
@@ -182,10 +182,25 @@ impl World {
             recovery_faults: Vec::new(),
             unmounted: None,
             armed: None,
+            faults_happen: false,
             cycle_began: (0, 0),
             disks,
             plan,
         }
+    }
+
+    /// A world whose directories are real ones below `root`. Steps that concern disks or the machine mean nothing there.
+    pub fn on_real_files(plan: Plan, root: &Path) -> World {
+        World { root: Some(root.to_owned()), ..World::new(plan) }
+    }
+
+    /// What the channel says of itself, if it is open.
+    pub fn stats(&self) -> Option<ChannelStats> {
+        self.life.as_ref().map(|life| life.core.stats())
+    }
+
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     fn run(mut self) -> Result<Report, String> {
@@ -338,6 +353,7 @@ impl World {
         let dirs = self.plan.dirs;
         self.now += Duration::from_micros(100);
         self.phase = state_phase(life);
+        self.faults_happen |= matches!(step.verb, Verb::Fail | Verb::Space);
         match step.verb {
             Verb::Put => self.put(life, [first, second, third], &mut answers),
             Verb::Gather => self.gather(life, first, &mut answers)?,
@@ -598,7 +614,7 @@ impl World {
     }
 
     fn faults_happen(&self) -> bool {
-        self.armed.is_some() || self.plan.steps.iter().any(|step| matches!(step.verb, Verb::Fail | Verb::Space))
+        self.armed.is_some() || self.faults_happen
     }
 
     /// The machine or the process dies here, and what survived is compared with what was promised.
