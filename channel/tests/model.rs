@@ -172,7 +172,10 @@ impl<const REAL: bool> StateMachineTest for Channel<REAL> {
         if step.verb == Verb::Crash {
             let settled = channel.world.report().events_settled;
             channel.born = channel.world.stats().map(|stats| Born { size: stats.size_events, settled });
-            assert!(channel.world.stats().is_none_or(|stats| stats.leased_events == 0), "a new life begins with leases");
+            assert!(
+                channel.world.stats().is_none_or(|stats| stats.leased_events == 0),
+                "a new life begins with leases"
+            );
         }
         channel
     }

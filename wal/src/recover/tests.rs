@@ -1,7 +1,5 @@
 //! Stories of crashes that recovery must survive twice: what it decides must still hold after the next crash.
 
-use std::sync::Arc;
-
 use super::*;
 use crate::device::Device;
 use crate::io::buffer::Buffer;
@@ -112,7 +110,7 @@ fn an_incarnation_whose_first_frame_was_overtaken_stays_decided() {
 fn a_checkpoint_is_set_aside_when_a_drained_file_lost_its_header() {
     let disk = SimDisk::default();
     let mut log = open(&disk);
-    let mut write_durable = |log: &mut Log| {
+    let write_durable = |log: &mut Log| {
         let frame = reserve(log, &disk, 5);
         write(&frame);
         log.complete(frame.id, frame.epoch, Ok(()));
