@@ -13,6 +13,8 @@ use crate::load::{Load, Setting, Witness, drain};
 const SOON: Duration = Duration::from_secs(60);
 /// Between two looks at what must happen.
 const LOOK: Duration = Duration::from_micros(500);
+/// Numbers between the loads on one channel.
+const MORE: u64 = 1 << 40;
 /// Of many broken promises so many are told.
 const TOLD_MAX: usize = 6;
 
@@ -29,6 +31,11 @@ impl Bench {
 
     /// Recovers, compares, and loads what was recovered. An error is a broken promise.
     pub(crate) fn start(&self) -> Result<Running, String> {
+        self.start_before(Arc::new(|_| ()))
+    }
+
+    /// As [`start`](Bench::start); `also` hears every fact, after the books.
+    pub(crate) fn start_before(&self, also: Witness) -> Result<Running, String> {
         let channel = self.setting.open().map_err(|error| format!("does not open: {error}"))?;
         let drained = drain(&channel)?;
         let mut ledger = lock(&self.ledger);
@@ -40,10 +47,13 @@ impl Bench {
         let first = ledger.start();
         drop(ledger);
         let books = Arc::clone(&self.ledger);
-        let witness: Witness = Arc::new(move |fact| lock(&books).record(&fact));
+        let witness: Witness = Arc::new(move |fact| {
+            lock(&books).record(&fact);
+            also(fact);
+        });
         let channel: Arc<dyn Channel> = Arc::new(channel);
-        let load = Load::start(&channel, &self.setting, first, &witness);
-        Ok(Running { channel, load, ledger: Arc::clone(&self.ledger) })
+        let loads = vec![Load::start(&channel, &self.setting, first, &witness)];
+        Ok(Running { channel, loads, witness, ledger: Arc::clone(&self.ledger) })
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -54,7 +64,8 @@ impl Bench {
 /// An open channel and its load.
 pub(crate) struct Running {
     channel: Arc<dyn Channel>,
-    load: Load,
+    loads: Vec<Load>,
+    witness: Witness,
     ledger: Arc<Mutex<Ledger>>,
 }
 
@@ -82,15 +93,22 @@ impl Running {
         Ok(self.totals().events_settled >= settled)
     }
 
+    /// More producers and consumers, whose events have numbers far from those of the others.
+    pub(crate) fn add_load(&mut self, setting: &Setting) -> u64 {
+        let first = MORE * self.loads.len() as u64;
+        self.loads.push(Load::start(&self.channel, setting, first, &self.witness));
+        first
+    }
+
     fn take_errors(&self) -> u64 {
         self.channel.stats().take_errors
     }
 
     /// Ends the load and closes the channel, which answers what is in flight; its disks may fail meanwhile.
     pub(crate) fn end(self) {
-        self.load.stop();
+        self.loads.iter().for_each(Load::stop);
         let _maybe_without_disks = self.channel.close().wait();
-        self.load.join();
+        self.loads.into_iter().for_each(Load::join);
     }
 }
 

@@ -63,10 +63,11 @@ struct Unflushed {
 #[derive(Debug, Default)]
 struct State {
     plan: Option<Plan>,
-    reads_fail: bool,
     is_gone: bool,
     is_frozen: bool,
     unflushed: Vec<Unflushed>,
+    /// Requests that hang.
+    waiting: u64,
     /// Requests that were answered with an error by plan.
     failed: u64,
     writes: u64,
@@ -106,16 +107,18 @@ impl Shared {
 
     /// The state once the disk answers, which may take for ever; an error when it is gone.
     fn answering(&self) -> Result<MutexGuard<'_, State>, Errno> {
-        let state = self.thawed.wait_while(self.lock(), |state| state.is_frozen && !state.is_gone);
-        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        if state.is_frozen {
+            state.waiting += 1;
+            let hangs = self.thawed.wait_while(state, |state| state.is_frozen && !state.is_gone);
+            state = hangs.unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
         if state.is_gone { Err(Errno::EIO) } else { Ok(state) }
     }
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
-        let state = self.answering()?;
-        if state.reads_fail {
-            return Err(Errno::EIO);
-        }
+        let _answers = self.answering()?;
         self.memory.read_at(bytes, offset).map_err(|_| Errno::EIO)
     }
 
@@ -201,10 +204,6 @@ impl Disk {
         self.shared.lock().plan = Some(Plan { request, left, times });
     }
 
-    pub(crate) fn fail_reads(&self) {
-        self.shared.lock().reads_fail = true;
-    }
-
     /// Requests wait until [`heal`](Disk::heal), or until it vanishes.
     pub(crate) fn freeze(&self) {
         self.shared.lock().is_frozen = true;
@@ -225,9 +224,14 @@ impl Disk {
     /// All requests are answered and succeed again.
     pub(crate) fn heal(&self) {
         let mut state = self.shared.lock();
-        (state.plan, state.reads_fail, state.is_gone, state.is_frozen) = (None, false, false, false);
+        (state.plan, state.is_gone, state.is_frozen) = (None, false, false);
         drop(state);
         self.shared.thawed.notify_all();
+    }
+
+    /// Whether a request hangs.
+    pub(crate) fn hangs(&self) -> bool {
+        self.shared.lock().waiting > 0
     }
 
     /// Requests that failed by plan so far.

@@ -25,7 +25,7 @@ use crate::bench::{Bench, lock};
 use crate::ledger::Totals;
 use crate::load::Setting;
 use crate::tally::{Budget, Tally};
-use crate::volume::{Kind, Volume};
+use crate::volume::{Kind, Volume, folder};
 
 /// Cuts on one set of file systems, after which fresh ones follow: the books stay short, and all settings get their turn.
 const CUTS_EACH: u64 = 60;
@@ -141,8 +141,7 @@ fn rig(number: u64, budget: &Budget, progress: &Mutex<Progress>) -> Result<(), S
 impl Rig {
     fn new(seed: u64) -> Result<Rig, String> {
         let mut random = Random::new(seed);
-        let folder =
-            TempDir::with_prefix_in("penstock-cuts-", "/dev/shm").map_err(|error| format!("/dev/shm: {error}"))?;
+        let folder = folder()?;
         let mut volumes = Vec::new();
         let disks = 1 + random.below(2);
         for disk in 0..disks {

@@ -21,7 +21,7 @@ use crate::block::{Asked, Disk, Times};
 use crate::ledger::Totals;
 use crate::load::Setting;
 use crate::tally::{Budget, Tally};
-use crate::volume::{Kind, Volume};
+use crate::volume::{Kind, Volume, folder};
 
 /// Points on one set of disks.
 const POINTS_EACH: u64 = 12;
@@ -175,8 +175,7 @@ fn rig(number: u64, budget: &Budget, progress: &Mutex<Progress>) -> Result<(), S
 impl Rig {
     fn new(seed: u64) -> Result<Rig, String> {
         let mut random = Random::new(seed);
-        let folder =
-            TempDir::with_prefix_in("penstock-faults-", "/dev/shm").map_err(|error| format!("/dev/shm: {error}"))?;
+        let folder = folder()?;
         let kind = Kind::ALL[(seed % 2) as usize];
         let disk = Disk::create(kind.len(), kind.sector(), folder.path(), "front")?;
         let sick = Volume::on(kind, &disk.file(), &folder.path().join("sick"))?;
@@ -185,7 +184,7 @@ impl Rig {
         // Checkpoints are in the first one, wherever that is.
         dirs.rotate_left(random.below(3) as usize);
         let setting = Setting {
-            io: if seed / 2 % 2 == 0 { Backend::Buffered } else { Backend::Direct },
+            io: if (seed / 2).is_multiple_of(2) { Backend::Buffered } else { Backend::Direct },
             encrypt: random.below(2) == 0,
             segment_len: [64 << 10, 256 << 10][random.below(2) as usize],
             separate: true,

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+#[cfg(test)]
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
@@ -183,6 +184,7 @@ impl Ledger {
     }
 
     /// Reads the facts of a load until it ends. A last line without its end was cut by the crash and says nothing.
+    #[cfg(test)]
     pub(crate) fn read(&mut self, stdout: impl Read) {
         let mut lines = BufReader::new(stdout);
         let mut line = String::new();

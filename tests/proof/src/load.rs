@@ -1,7 +1,7 @@
 //! A load on a durable channel: producers with several puts in flight, consumers that deliver and return, and every
 //! promise asked for and given reported as a [`Fact`].
 //!
-//! It runs in a thread of the prover ([`Load`]) or as a child process (`proof load`, [`child`] and [`spawn`]) that prints
+//! It runs in a thread of the prover ([`Load`]) or as a child process (`proof load`, [`child`] and [`command`]) that prints
 //! its facts, one per line, until it is killed or its input ends. Each event says its number in its header and its body, and
 //! the rest of the body follows from the number, so that an event which is changed on its way is noticed.
 
@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -62,6 +62,9 @@ pub(crate) struct Setting {
     pub(crate) keep_alive_ms: u64,
     #[arg(long, default_value_t = 50)]
     pub(crate) checkpoint_interval_ms: u64,
+    /// What each producer waits after each answer, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) pace_ms: u64,
     /// Memory for events that are taken soon, in KiB; the others are read back.
     #[arg(long, default_value_t = 64)]
     pub(crate) hot_tail_kib: u64,
@@ -97,6 +100,7 @@ impl Setting {
             capacity: 400,
             keep_alive_ms: 20,
             checkpoint_interval_ms: 50,
+            pace_ms: 0,
             hot_tail_kib: 64,
             returns: 2,
             separate: false,
@@ -117,6 +121,7 @@ impl Setting {
             ("capacity", self.capacity),
             ("keep-alive-ms", self.keep_alive_ms),
             ("checkpoint-interval-ms", self.checkpoint_interval_ms),
+            ("pace-ms", self.pace_ms),
             ("hot-tail-kib", self.hot_tail_kib),
             ("returns", self.returns),
             ("seed", self.seed),
@@ -181,7 +186,7 @@ fn number(event: EventRef<'_>) -> Option<u64> {
     (event.body() == body(number)).then_some(number)
 }
 
-/// Hears of every fact, at once and in order.
+/// Hears of every fact, at once.
 pub(crate) type Witness = Arc<dyn Fn(Fact) + Send + Sync>;
 
 /// Threads that put into and take from one channel.
@@ -198,8 +203,10 @@ impl Load {
         let mut seeds = Random::new(setting.seed ^ first);
         for producer in 0..setting.producers {
             let mut one = Producing {
-                producer,
+                // Unlike any of another load on the same channel.
+                producer: first + producer,
                 in_flight: setting.in_flight,
+                pace: Duration::from_millis(setting.pace_ms),
                 next: Arc::clone(&next),
                 handle: channel.producer(),
                 waiting: VecDeque::new(),
@@ -245,6 +252,7 @@ impl Load {
 struct Producing {
     producer: u64,
     in_flight: usize,
+    pace: Duration,
     next: Arc<AtomicU64>,
     handle: Box<dyn channel::Producer>,
     waiting: VecDeque<(u64, Ticket<Result<PutReceipt, PutError>>)>,
@@ -259,6 +267,9 @@ impl Producing {
                 self.put();
             }
             self.hear();
+            if !self.pace.is_zero() {
+                thread::sleep(self.pace);
+            }
         }
         while !self.waiting.is_empty() {
             self.hear();
@@ -435,11 +446,6 @@ pub(crate) fn command(before: &[&str], setting: &Setting, first: u64, plant: Opt
     command
 }
 
-/// A load as a process. It lives until it is killed or its input is closed.
-pub(crate) fn spawn(setting: &Setting, first: u64, plant: Option<Bug>) -> Child {
-    command(&[], setting, first, plant).spawn().expect("start a load")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -465,8 +471,7 @@ mod tests {
         }
         load.join();
         drop(channel);
-        let channel = setting.open().unwrap();
-        failures.extend(ledger.lock().unwrap().check(&drain(&channel).unwrap()));
+        failures.extend(ledger.lock().unwrap().check(&drain(&setting.open().unwrap()).unwrap()));
         failures
     }
 
@@ -486,11 +491,9 @@ mod tests {
     #[test]
     fn an_event_is_its_number_or_it_is_changed() {
         let mut batch = EventBatch::new();
-        batch.push([("number", "7")], &body(7));
-        batch.push([("number", "8")], &body(7));
-        let mut changed = body(7);
-        changed[0] ^= 1;
-        batch.push([("number", "7")], &changed);
+        for (number, body) in [("7", &body(7)[..]), ("8", &body(7)), ("7", &body(7)[1..])] {
+            batch.push([("number", number)], body);
+        }
         assert_eq!([0, 1, 2].map(|index| number(batch.get(index))), [Some(7), None, None]);
     }
 }

@@ -3,9 +3,11 @@
 //! Run it as `cargo xtask prove`. Each layer is one module with a function `run(&Budget) -> Tally`; `docs/reliability.md`
 //! says what each of them shows.
 
+mod agent_faults;
 mod bench;
 mod block;
 mod cuts;
+mod disks;
 mod faults;
 mod kills;
 mod lanes;
@@ -43,6 +45,10 @@ enum Arguments {
     PlantedOne(planted::One),
     /// Power cuts on ext4 and xfs.
     Cuts(tally::Alone),
+    /// Failing writes and flushes below the whole agent.
+    AgentFaults(tally::Alone),
+    /// One of three disks lost or stalled.
+    Disks(tally::Alone),
     /// Failing writes and flushes below ext4 and xfs.
     Faults(tally::Alone),
     /// `kill -9` of the whole agent.
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
         Arguments::Planted(alone) => alone.run(planted::run),
         Arguments::PlantedOne(one) => planted::one(&one),
         Arguments::Cuts(alone) => alone.run(cuts::run),
+        Arguments::AgentFaults(alone) => alone.run(agent_faults::run),
+        Arguments::Disks(alone) => alone.run(disks::run),
         Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),
         Arguments::Syscalls(alone) => alone.run(syscalls::run),

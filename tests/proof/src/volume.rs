@@ -1,21 +1,63 @@
 //! File systems of our own: an image in memory behind a loop device, formatted and mounted.
 //!
-//! Whatever happens, a [`Volume`] takes its mount and its loop device with it when it goes. Needs privileges; what cannot
-//! be made is told in words, for a skip.
+//! A [`Volume`] takes its mount and its loop device with it when it goes; what a prover that was killed left behind goes
+//! when the next one makes its [`folder`]. Needs privileges; what cannot be made is told in words, for a skip.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
 use wal::io::power::{Journal, shut_down_file_system};
 
 /// How long a file system may stay busy, and how long it is left in peace in between.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// In memory.
+const MEMORY: &str = "/dev/shm";
+/// Then comes the number of the process, so that nobody takes the folder of one that lives.
+const PREFIX: &str = "penstock-proof-";
+
+/// A folder in memory for images and mounts.
+pub(crate) fn folder() -> Result<TempDir, String> {
+    static CLEAN: Once = Once::new();
+    CLEAN.call_once(clean_up_after_the_dead);
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    TempDir::with_prefix_in(prefix, MEMORY).map_err(|error| format!("{MEMORY}: {error}"))
+}
+
+/// Unmounts, detaches and removes what killed provers left. Whatever does not work here shows itself later, or harms nobody.
+fn clean_up_after_the_dead() {
+    let folders = std::fs::read_dir(MEMORY).into_iter().flatten().flatten();
+    for folder in folders.map(|entry| entry.path()) {
+        let name = folder.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
+        let owner = name.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        // A dead one whose last threads still wait for its own disk has no command line any more.
+        let lives = |owner: u32| std::fs::read(format!("/proc/{owner}/cmdline")).is_ok_and(|line| !line.is_empty());
+        if owner.is_none_or(lives) {
+            continue;
+        }
+        let inside = |path: &str| Path::new(path).starts_with(&folder);
+        let loops = run("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"]).unwrap_or_default();
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        // The newest first: a file system, then the disk below it.
+        for at in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(|at| inside(at)) {
+            // By force: requests that nobody is left to answer end, and with them who waits for them.
+            let _unmounted_or_shown_later = unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        }
+        for (device, _) in loops.lines().filter_map(|line| line.split_once(' ')).filter(|(_, file)| inside(file.trim()))
+        {
+            let _detached_or_shown_later = run("losetup", &["--detach", device]);
+        }
+        let _removed_or_left = std::fs::remove_dir_all(&folder);
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -83,8 +125,13 @@ pub(crate) struct Volume {
 impl Volume {
     /// A fresh file system in `folder`, which is in memory, mounted.
     pub(crate) fn create(kind: Kind, folder: &Path, name: &str) -> Result<Volume, String> {
+        Volume::with_room(kind, kind.len(), folder, name)
+    }
+
+    /// As [`create`](Volume::create), of `len` bytes.
+    pub(crate) fn with_room(kind: Kind, len: u64, folder: &Path, name: &str) -> Result<Volume, String> {
         let image = folder.join(format!("{name}.img"));
-        let made = File::create(&image).and_then(|file| file.set_len(kind.len()));
+        let made = File::create(&image).and_then(|file| file.set_len(len));
         made.map_err(|error| format!("{}: {error}", image.display()))?;
         let mut volume = Volume::on(kind, &image, &folder.join(name))?;
         volume.image = Some(image);

@@ -33,3 +33,8 @@ fn failing_writes_show_a_missing_data_sync() {
 fn histories_on_real_files_show_an_answer_before_the_write() {
     is_noticed("model", 400, "AcknowledgeBeforeSync");
 }
+
+#[test]
+fn a_lost_or_stalled_disk_shows_a_missing_data_sync() {
+    is_noticed("disks", 8, "SkipDataSync");
+}
