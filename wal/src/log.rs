@@ -180,7 +180,10 @@ impl Chore {
                 if planted::is(Bug::SkipHeaderSync) {
                     file.write_at(&pages, header.offset)?;
                 } else {
-                    file.write_durable_at(&pages, header.offset)?;
+                    // Half a header may be on disk now, which is more than a full disk: the log starts afresh elsewhere.
+                    let torn =
+                        |error: io::Error| io::Error::other(format!("write a header of slot {}: {error}", header.slot));
+                    file.write_durable_at(&pages, header.offset).map_err(torn)?;
                 }
                 Ok(ChoreDone::Prepared { header: header.clone(), file })
             }

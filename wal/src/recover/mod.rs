@@ -458,13 +458,14 @@ impl LogScan {
             let successor_says = self.segments.get(index + 1).map_or(0, |next| next.previous_end);
             for outline in &found.incarnations {
                 let fenced = self.fences_of(found.segment.ordinal, outline.id).next().is_some();
-                // Its frames may all be missing while one that overtook them stands in the next segment.
-                let overtaken = successor_says > outline.start;
+                // Its last frames, or all of them, may be missing while one that overtook them stands in the next segment.
+                let overtaken = successor_says > outline.frames_end;
                 let unused = outline.frames == 0 && outline.tail == Content::Zero && !overtaken;
                 if fenced || witnessed.ordinal > found.segment.ordinal || unused {
                     continue;
                 }
-                unclean |= outline.tail != Content::Zero || !outline.gaps.is_empty();
+                // A mark of this log, in whatever log it is written, would call what is missing here damage.
+                unclean |= outline.tail != Content::Zero || !outline.gaps.is_empty() || overtaken;
                 let fence = |hole: (u64, u64)| Fence {
                     ordinal: found.segment.ordinal,
                     incarnation: outline.id,
