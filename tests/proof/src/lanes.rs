@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use system_tests::events::Random;
 
 use crate::tally::{Budget, Tally};
-use crate::{cuts, faults, kills, planted, simulated, syscalls, two};
+use crate::{agent_faults, cuts, disks, faults, kills, model, planted, simulated, syscalls, two};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Lane {
@@ -55,6 +55,9 @@ const LAYERS: &[Layer] = &[
     Layer { run: syscalls::run, cycles: [0, 300], share: 8 },
     Layer { run: cuts::run, cycles: [0, 4_000], share: 18 },
     Layer { run: faults::run, cycles: [0, 120], share: 8 },
+    Layer { run: agent_faults::run, cycles: [0, 30], share: 3 },
+    Layer { run: disks::run, cycles: [0, 20], share: 4 },
+    Layer { run: model::run, cycles: [0, 2_000], share: 3 },
     Layer { run: two::run, cycles: [0, 100], share: 3 },
 ];
 
@@ -77,7 +80,10 @@ impl Arguments {
             if cycles == 0 {
                 continue;
             }
-            let tally = (layer.run)(&Budget { cycles, until, seed, jobs: self.jobs });
+            let mut tally = (layer.run)(&Budget { cycles, until, seed, jobs: self.jobs });
+            if tally.cycles < cycles && tally.skips.is_empty() {
+                tally.failures.push(format!("{}: only {} of {cycles} {}", tally.layer, tally.cycles, tally.unit));
+            }
             println!("{}", tally.line());
             tally.skips.iter().for_each(|skip| println!("SKIPPED: {skip}"));
             tally.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
