@@ -4,6 +4,7 @@
 //! ([`log::Log`]) decides positions, nonces and durability; its I/O folder is the only place that touches disks.
 //! `docs/format.md` specifies the bytes, `docs/recovery.md` what becomes of them after a crash.
 
+pub mod calibrate;
 pub mod checksum;
 pub mod device;
 pub mod format;
