@@ -1,0 +1,190 @@
+//! Producers and consumers on one channel for a while.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use channel::{Channel, DurableChannel, Settlement};
+use serde_json::Value;
+
+use super::{Arguments, Outcome};
+use crate::meter::{Generator, Meter};
+use crate::numbers::Latencies;
+
+/// A consumer without events looks again after this, to see whether it is over.
+const TAKE_WAIT: Duration = Duration::from_millis(50);
+/// Settlements of one consumer that are not yet durable.
+const SETTLING_MAX: usize = 16;
+/// A producer that is too far ahead of the consumers looks again after this.
+const LAG_WAIT: Duration = Duration::from_micros(200);
+
+const WARMUP: u8 = 0;
+const MEASURED: u8 = 1;
+const OVER: u8 = 2;
+
+/// What the threads share.
+#[derive(Default)]
+struct Shared {
+    phase: AtomicU8,
+    put: AtomicU64,
+    taken: AtomicU64,
+    transactions: Mutex<Option<Latencies>>,
+    error: Mutex<Option<String>>,
+    generator: Generator,
+}
+
+impl Shared {
+    fn is(&self, phase: u8) -> bool {
+        self.phase.load(Ordering::Relaxed) == phase
+    }
+
+    /// The first failure ends the run: a rate with failures in it means nothing.
+    fn fail(&self, error: impl ToString) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
+        self.phase.store(OVER, Ordering::Relaxed);
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Value, String> {
+    arguments.clear()?;
+    let measured = arguments.open().and_then(|channel| {
+        let outcome = measure(&channel, arguments);
+        drop(channel);
+        outcome
+    });
+    arguments.clear()?;
+    measured.map(|outcome| outcome.json(arguments))
+}
+
+/// Runs the load on an open channel.
+pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result<Outcome, String> {
+    let shared = Shared::default();
+    let batches: Vec<_> = (0..arguments.producers).map(|index| arguments.batches(u64::from(index))).collect();
+    let mut outcome = thread::scope(|scope| {
+        let begin = Instant::now();
+        for (index, batches) in batches.iter().enumerate() {
+            let shared = &shared;
+            scope.spawn(move || produce(channel, arguments, shared, index, batches, begin));
+        }
+        for index in 0..arguments.consumers {
+            let shared = &shared;
+            scope.spawn(move || consume(channel, arguments, shared, index));
+        }
+        sleep_or_end(&shared, arguments.warmup);
+        let meter = Meter::start(&arguments.folders(), &shared.generator);
+        let before = (shared.put.load(Ordering::Relaxed), shared.taken.load(Ordering::Relaxed));
+        if shared.is(WARMUP) {
+            shared.phase.store(MEASURED, Ordering::Relaxed);
+        }
+        sleep_or_end(&shared, arguments.seconds);
+        let reading = meter.read();
+        let put = shared.put.load(Ordering::Relaxed) - before.0;
+        let taken = shared.taken.load(Ordering::Relaxed) - before.1;
+        shared.phase.store(OVER, Ordering::Relaxed);
+        Outcome {
+            put_events: Some(put),
+            take_events: (arguments.consumers > 0).then_some(taken),
+            transactions: Latencies::new(),
+            reading,
+            first_take: None,
+            depth: channel.stats().size_events,
+        }
+    });
+    if let Some(error) = shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    if let Some(all) = shared.transactions.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        outcome.transactions = all;
+    }
+    Ok(outcome)
+}
+
+fn sleep_or_end(shared: &Shared, time: Duration) {
+    let until = Instant::now() + time;
+    while !shared.is(OVER) && Instant::now() < until {
+        thread::sleep((until - Instant::now()).min(TAKE_WAIT));
+    }
+}
+
+fn produce(
+    channel: &DurableChannel,
+    arguments: &Arguments,
+    shared: &Shared,
+    index: usize,
+    batches: &[channel::EventBatch],
+    begin: Instant,
+) {
+    let mut producer = channel.producer();
+    let mut latencies = Latencies::new();
+    let mut schedule = arguments.rate.map(|rate| {
+        // The usual slack of the kernel, 50 µs, is half a commit of a fast disk.
+        let _default_slack =
+            rustix::thread::set_current_timer_slack(Some(const { std::num::NonZero::new(1).unwrap() }));
+        let gap = f64::from(arguments.batch) / rate as f64;
+        let first = gap * index as f64;
+        (first, gap * f64::from(arguments.producers))
+    });
+    for batch in batches.iter().cycle() {
+        if shared.is(OVER) {
+            break;
+        }
+        let events = shared.generator.own(|| batch.clone());
+        while let Some(lag) = arguments.max_lag
+            && shared.put.load(Ordering::Relaxed).saturating_sub(shared.taken.load(Ordering::Relaxed)) > lag
+            && !shared.is(OVER)
+        {
+            thread::sleep(LAG_WAIT);
+        }
+        let sent = match &mut schedule {
+            None => Instant::now(),
+            Some((next, gap)) => {
+                let intended = begin + Duration::from_secs_f64(*next);
+                *next += *gap;
+                thread::sleep(intended.saturating_duration_since(Instant::now()));
+                intended
+            }
+        };
+        let measured = shared.is(MEASURED);
+        let result = producer.put(events).wait();
+        let latency = sent.elapsed();
+        if let Err(error) = result {
+            shared.fail(error);
+            break;
+        }
+        shared.put.fetch_add(u64::from(arguments.batch), Ordering::Relaxed);
+        if measured {
+            latencies.record(latency);
+        }
+    }
+    let mut all = shared.transactions.lock().unwrap_or_else(PoisonError::into_inner);
+    all.get_or_insert_with(Latencies::new).add(&latencies);
+}
+
+fn consume(channel: &DurableChannel, arguments: &Arguments, shared: &Shared, index: u32) {
+    let mut consumer = channel.consumer(&format!("sink-{index}"));
+    let mut settling = std::collections::VecDeque::new();
+    while !shared.is(OVER) {
+        let lease = match consumer.take(arguments.takes(), TAKE_WAIT).wait() {
+            Ok(lease) => lease,
+            Err(error) => return shared.fail(error),
+        };
+        if lease.is_empty() {
+            continue;
+        }
+        // A sink reads what it takes.
+        let bytes: usize = shared.generator.own(|| lease.iter().map(|(_, event)| event.body().len()).sum());
+        let events = lease.event_count();
+        if bytes != events * arguments.size as usize {
+            return shared.fail(format!("{events} events have {bytes} bytes of body"));
+        }
+        settling.push_back(consumer.settle(vec![Settlement::delivered(lease.ranges())]));
+        shared.taken.fetch_add(events as u64, Ordering::Relaxed);
+        if settling.len() > SETTLING_MAX
+            && let Some(oldest) = settling.pop_front()
+            && let Err(error) = oldest.wait()
+        {
+            return shared.fail(error);
+        }
+    }
+}

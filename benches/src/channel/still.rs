@@ -1,0 +1,217 @@
+//! A channel that is filled and left, opened again, and drained.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use channel::{Channel, DurableChannel, SettleError, Settlement, Ticket};
+use serde_json::{Value, json};
+
+use super::{Arguments, Outcome};
+use crate::meter::{Generator, Meter, Reading};
+use crate::numbers::{Latencies, rounded};
+
+/// A consumer that gets nothing for so long has drained the channel.
+const EMPTY_AFTER: Duration = Duration::from_millis(500);
+/// Settlements of one consumer that are not yet durable.
+const SETTLING_MAX: usize = 16;
+
+/// Puts so many events, and leaves the channel where it is.
+pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
+    arguments.clear()?;
+    let channel = arguments.open()?;
+    let outcome = put(&channel, arguments, arguments.events)?;
+    let result = outcome.json(arguments);
+    if arguments.kill {
+        // It must not be closed: nobody closes what is killed.
+        std::mem::forget(channel);
+    }
+    Ok(result)
+}
+
+/// Puts `count` events with all producers, whole batches but for the last ones.
+pub(crate) fn put(channel: &DurableChannel, arguments: &Arguments, count: u64) -> Result<Outcome, String> {
+    let (claimed, generator) = (AtomicU64::new(0), Generator::default());
+    let (latencies, failed) = (Mutex::new(Latencies::new()), Mutex::new(None));
+    let batches: Vec<_> = (0..arguments.producers).map(|index| arguments.batches(u64::from(index))).collect();
+    let meter = Meter::start(&arguments.folders(), &generator);
+    thread::scope(|scope| {
+        for batches in &batches {
+            scope.spawn(|| {
+                let (mut producer, mut own) = (channel.producer(), Latencies::new());
+                for batch in batches.iter().cycle() {
+                    let first = claimed.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    if first >= count {
+                        break;
+                    }
+                    let left = usize::try_from(count - first).unwrap_or(usize::MAX);
+                    let events = generator.own(|| match left {
+                        left if left < batch.len() => batch.sub_batch(0..left),
+                        _ => batch.clone(),
+                    });
+                    let sent = Instant::now();
+                    if let Err(error) = producer.put(events).wait() {
+                        claimed.store(count, Ordering::Relaxed);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        break;
+                    }
+                    own.record(sent.elapsed());
+                }
+                latencies.lock().unwrap_or_else(PoisonError::into_inner).add(&own);
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error.to_string());
+    }
+    Ok(Outcome {
+        put_events: Some(count),
+        take_events: None,
+        transactions: latencies.into_inner().unwrap_or_else(PoisonError::into_inner),
+        reading: meter.read(),
+        first_take: None,
+        depth: channel.stats().size_events,
+    })
+}
+
+/// How long opening took.
+pub(crate) struct Opened {
+    pub(crate) channel: DurableChannel,
+    /// Until it serves.
+    pub(crate) ready: Duration,
+    /// From the same begin until the first events are there; `None` when there are none.
+    pub(crate) first_take: Option<Duration>,
+    pub(crate) depth: u64,
+    pub(crate) reading: Reading,
+}
+
+/// Opens what is there and takes once. What was taken goes back when the consumer is dropped.
+pub(crate) fn reopen(arguments: &Arguments) -> Result<Opened, String> {
+    for folder in arguments.folders() {
+        if !folder.exists() {
+            return Err(format!("{}: nothing is there; --mode fill makes it", folder.display()));
+        }
+    }
+    let generator = Generator::default();
+    let meter = Meter::start(&arguments.folders(), &generator);
+    let begin = Instant::now();
+    let channel = arguments.open()?;
+    let ready = begin.elapsed();
+    let depth = channel.stats().size_events;
+    let mut first_take = None;
+    if depth > 0 {
+        let lease = channel.consumer("sink").take(arguments.takes(), FIRST_WAIT).wait();
+        let lease = lease.map_err(|error| error.to_string())?;
+        if lease.is_empty() {
+            return Err(format!("{depth} events are queued, and none came in {FIRST_WAIT:?}"));
+        }
+        first_take = Some(begin.elapsed());
+    }
+    Ok(Opened { ready, first_take, depth, reading: meter.read(), channel })
+}
+
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+
+/// Time until the channel serves, and until the first take.
+pub(crate) fn open(arguments: &Arguments) -> Result<Value, String> {
+    let opened = reopen(arguments)?;
+    let recovery = opened.channel.recovery();
+    let outcome = Outcome {
+        put_events: None,
+        take_events: None,
+        transactions: Latencies::new(),
+        reading: opened.reading,
+        first_take: opened.first_take,
+        depth: opened.depth,
+    };
+    let mut result = outcome.json(arguments);
+    result["ready_s"] = json!(rounded(opened.ready.as_secs_f64()));
+    result["frames_read"] = json!(recovery.frames);
+    result["segments_vouched_for"] = json!(recovery.vouched_segments);
+    Ok(result)
+}
+
+/// Takes and settles as fast as it goes, until the time is over or nothing is left.
+pub(crate) fn drain(arguments: &Arguments) -> Result<Value, String> {
+    let opened = reopen(arguments)?;
+    let generator = Generator::default();
+    let (taken, failed) = (AtomicU64::new(0), Mutex::new(None));
+    let meter = Meter::start(&arguments.folders(), &generator);
+    let begin = Instant::now();
+    let (until, last) = (begin + arguments.seconds, Mutex::new(Duration::ZERO));
+    thread::scope(|scope| {
+        for index in 0..arguments.consumers.max(1) {
+            let (channel, taken, failed, last) = (&opened.channel, &taken, &failed, &last);
+            let generator = &generator;
+            scope.spawn(move || match take(channel, arguments, index, until, taken, generator) {
+                Ok(end) => {
+                    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                    *last = last.max(end.saturating_duration_since(begin));
+                }
+                Err(error) => {
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    // The last wait, for nothing, does not belong to the draining; it costs no CPU.
+    let elapsed = last.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let reading = Reading { elapsed, ..meter.read() };
+    let outcome = Outcome {
+        put_events: None,
+        take_events: Some(taken.into_inner()),
+        transactions: Latencies::new(),
+        reading,
+        first_take: opened.first_take,
+        depth: opened.channel.stats().size_events,
+    };
+    Ok(outcome.json(arguments))
+}
+
+/// Takes until the time is over or nothing comes; returns when the last settlement was durable.
+fn take(
+    channel: &DurableChannel,
+    arguments: &Arguments,
+    index: u32,
+    until: Instant,
+    taken: &AtomicU64,
+    generator: &Generator,
+) -> Result<Instant, String> {
+    let mut consumer = channel.consumer(&format!("sink-{index}"));
+    let (mut settling, mut last) = (VecDeque::new(), Instant::now());
+    while Instant::now() < until {
+        let lease = consumer.take(arguments.takes(), EMPTY_AFTER).wait().map_err(|error| error.to_string())?;
+        if lease.is_empty() {
+            return settling.into_iter().try_for_each(settled).map(|()| last);
+        }
+        // A sink reads what it takes.
+        let bytes: usize = generator.own(|| lease.iter().map(|(_, event)| event.body().len()).sum());
+        std::hint::black_box(bytes);
+        settling.push_back(consumer.settle(vec![Settlement::delivered(lease.ranges())]));
+        taken.fetch_add(lease.event_count() as u64, Ordering::Relaxed);
+        if settling.len() > SETTLING_MAX
+            && let Some(oldest) = settling.pop_front()
+        {
+            settled(oldest)?;
+        }
+        last = Instant::now();
+    }
+    settling.into_iter().try_for_each(settled).map(|()| Instant::now())
+}
+
+fn settled(ticket: Ticket<Result<(), SettleError>>) -> Result<(), String> {
+    ticket.wait().map_err(|error| error.to_string())
+}
+
+/// Ends this process as a crash would: no destructor runs, nothing is closed.
+pub(crate) fn die() -> Result<(), String> {
+    std::io::stdout().flush().map_err(|error| error.to_string())?;
+    let own = rustix::process::getpid();
+    rustix::process::kill_process(own, rustix::process::Signal::KILL).map_err(|error| error.to_string())
+}

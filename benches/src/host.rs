@@ -1,0 +1,160 @@
+//! What the host counts: sectors of a block device, CPU time, memory, context switches, load.
+//!
+//! Promises that a number that the host does not have is `None`, never zero: a tmpfs has no block device, and inside some
+//! containers `/sys` is empty.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The kernel counts in these, whatever the device's sectors are.
+const SECTOR: u64 = 512;
+
+/// The block device below a directory, as `/sys` knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BlockDevice {
+    /// `/sys/dev/block/MAJOR:MINOR`
+    path: PathBuf,
+    pub(crate) number: String,
+}
+
+/// Counters of a block device since the host started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DeviceCounts {
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
+    /// Flushes of the disk's cache. A partition shows none: they are counted for the whole disk.
+    pub(crate) flushes: u64,
+}
+
+impl BlockDevice {
+    /// The device that holds `dir`, if it is a block device that the host shows.
+    pub(crate) fn below(dir: &Path) -> Option<BlockDevice> {
+        let device = fs::metadata(dir).ok()?.dev();
+        let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let path = PathBuf::from("/sys/dev/block").join(&number);
+        path.join("stat").exists().then_some(BlockDevice { path, number })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        let target = fs::read_link(&self.path).ok();
+        let name = target.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        name.unwrap_or_else(|| self.number.clone())
+    }
+
+    pub(crate) fn counts(&self) -> Option<DeviceCounts> {
+        let own = parse_stat(&fs::read_to_string(self.path.join("stat")).ok()?)?;
+        let flushes = match self.whole_disk() {
+            Some(disk) => parse_stat(&fs::read_to_string(disk.join("stat")).ok()?)?.flushes,
+            None => own.flushes,
+        };
+        Some(DeviceCounts { flushes, ..own })
+    }
+
+    /// A setting of its request queue: `write_cache`, `fua`, `logical_block_size`.
+    pub(crate) fn queue(&self, setting: &str) -> Option<String> {
+        let disk = self.whole_disk().unwrap_or_else(|| self.path.clone());
+        fs::read_to_string(disk.join("queue").join(setting)).ok().map(|text| text.trim().to_owned())
+    }
+
+    fn whole_disk(&self) -> Option<PathBuf> {
+        self.path.join("partition").exists().then(|| fs::canonicalize(&self.path).ok()?.parent().map(Path::to_owned))?
+    }
+}
+
+/// One line of `/sys/block/DEVICE/stat`: reads 1, sectors read 3, sectors written 7, flushes 16 (kernels since 5.5).
+fn parse_stat(line: &str) -> Option<DeviceCounts> {
+    let fields: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(DeviceCounts {
+        read_bytes: fields.get(2)? * SECTOR,
+        written_bytes: fields.get(6)? * SECTOR,
+        flushes: fields.get(15).copied().unwrap_or_default(),
+    })
+}
+
+/// The counters of all devices below some directories, each device once.
+pub(crate) struct Devices(Vec<BlockDevice>);
+
+impl Devices {
+    /// `None` when one of them is not on a block device: a sum without it would be wrong.
+    pub(crate) fn below(dirs: &[PathBuf]) -> Option<Devices> {
+        let mut found: Vec<BlockDevice> = Vec::new();
+        for dir in dirs {
+            let device = BlockDevice::below(dir)?;
+            if !found.contains(&device) {
+                found.push(device);
+            }
+        }
+        Some(Devices(found))
+    }
+
+    pub(crate) fn counts(&self) -> Option<DeviceCounts> {
+        let mut sum = DeviceCounts::default();
+        for device in &self.0 {
+            let counts = device.counts()?;
+            sum.read_bytes += counts.read_bytes;
+            sum.written_bytes += counts.written_bytes;
+            sum.flushes += counts.flushes;
+        }
+        Some(sum)
+    }
+}
+
+/// CPU time of all threads of this process, user and system.
+pub(crate) fn process_cpu() -> Duration {
+    duration(clock_gettime(ClockId::ProcessCPUTime))
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu() -> Duration {
+    duration(clock_gettime(ClockId::ThreadCPUTime))
+}
+
+fn duration(time: rustix::time::Timespec) -> Duration {
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Most memory of this process in bytes since the last [`forget_memory_peak`].
+pub(crate) fn memory_peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(field(&status, "VmHWM:")? * 1024)
+}
+
+/// Where the kernel allows it; without it the peak is that of the whole process.
+pub(crate) fn forget_memory_peak() {
+    let _not_everywhere = fs::write("/proc/self/clear_refs", "5");
+}
+
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Runnable processes, averaged over the last minute: on a busy host the numbers beside it are worth less.
+pub(crate) fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_of_the_kernels_line_are_the_right_ones() {
+        let line =
+            "3475609 76031 444284442 6409512 7073989 344686 556868480 2423259 0 1369980 9595662 1 2 3 4 2622412 6";
+        let expected =
+            DeviceCounts { read_bytes: 444_284_442 * 512, written_bytes: 556_868_480 * 512, flushes: 2_622_412 };
+        assert_eq!(parse_stat(line), Some(expected));
+        assert_eq!(parse_stat("1 2 3"), None);
+    }
+
+    #[test]
+    fn a_directory_without_a_block_device_has_no_counters() {
+        assert_eq!(BlockDevice::below(Path::new("/proc")), None);
+        assert!(Devices::below(&[PathBuf::from("/proc")]).is_none());
+    }
+}

@@ -1,0 +1,35 @@
+//! `penstock-bench`: sizes a node before it is bought.
+//!
+//! Each command measures one thing and prints one JSON object, or a short table. It promises that what it calls durable
+//! was durable, and that a number which could not be measured is `null` and never a guess. What the numbers mean and how
+//! they were reached is in `docs/performance.md`.
+
+mod channel;
+mod cli;
+mod cpu;
+mod device;
+mod host;
+mod meter;
+mod numbers;
+mod output;
+mod payload;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Device(arguments) => device::run(&arguments),
+        Command::Channel(arguments) => channel::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
