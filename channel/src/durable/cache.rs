@@ -48,7 +48,6 @@ impl Cache {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -428,10 +428,10 @@ impl Core {
     }
 
     /// Bytes of events in memory, and of the tables that find the others.
-    #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> (usize, usize) {
-        let index = self.seats.iter().flat_map(|seat| seat.log.segments()).map(|segment| segment.index_bytes()).sum();
-        (self.cache.bytes(), index)
+        let index: usize =
+            self.seats.iter().flat_map(|seat| seat.log.segments()).map(|segment| segment.index_bytes()).sum();
+        (self.cache.bytes(), index + self.queue.state_bytes())
     }
 
     pub(crate) fn stats(&self) -> ChannelStats {

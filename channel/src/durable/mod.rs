@@ -20,4 +20,4 @@ mod shell;
 pub mod simulation;
 
 pub use open::{DamageReport, OnDamage, OpenError, Recovery};
-pub use shell::{Devices, DurableChannel, DurableOptions};
+pub use shell::{Devices, DurableChannel, DurableOptions, MemoryUse};

@@ -52,6 +52,14 @@ impl Queue {
         self.unresolved.first().map_or(self.next_seq, |range| range.start)
     }
 
+    /// Bytes of all ranges, with what the trees need around them.
+    pub(crate) fn state_bytes(&self) -> usize {
+        let own = [&self.queued, &self.settling, &self.settled, &self.unresolved];
+        let pieces: usize = own.into_iter().chain(self.leased.values()).map(RangeSet::pieces).sum();
+        // Nodes of a tree are at least half full.
+        2 * pieces * size_of::<SeqRange>()
+    }
+
     pub(crate) fn settled(&self) -> &RangeSet {
         &self.settled
     }

@@ -183,6 +183,15 @@ fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Bytes in memory on account of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Events that a take gets without a read.
+    pub hot_tail_bytes: u64,
+    /// Tables that know which events there are, and where on the disks.
+    pub queue_bytes: u64,
+}
+
 /// A channel whose acknowledged events survive a crash.
 pub struct DurableChannel {
     shared: Arc<Shared>,
@@ -287,6 +296,12 @@ impl DurableChannel {
     /// What opening met.
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// What the channel keeps in memory for its events.
+    pub fn memory(&self) -> MemoryUse {
+        let (hot_tail, queue) = self.shared.lock().memory_bytes();
+        MemoryUse { hot_tail_bytes: hot_tail as u64, queue_bytes: queue as u64 }
     }
 
     fn spawn(&mut self, name: &str) -> std::io::Result<()> {
