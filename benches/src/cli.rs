@@ -17,6 +17,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Device(crate::device::Arguments),
     Channel(crate::channel::Arguments),
+    Backlog(crate::backlog::Arguments),
+    Idle(crate::idle::Arguments),
 }
 
 /// Bytes, as `4096`, `64K`, `1M` or `2G` (powers of 1024).

@@ -117,15 +117,43 @@ fn duration(time: rustix::time::Timespec) -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Most memory of this process in bytes since the last [`forget_memory_peak`].
+/// Memory of this process in bytes.
+pub(crate) fn resident() -> Option<u64> {
+    of_process("VmRSS:").map(|kib| kib * 1024)
+}
+
+/// The most of it since the last [`forget_memory_peak`].
 pub(crate) fn memory_peak() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    Some(field(&status, "VmHWM:")? * 1024)
+    of_process("VmHWM:").map(|kib| kib * 1024)
+}
+
+pub(crate) fn threads() -> Option<u64> {
+    of_process("Threads:")
+}
+
+fn of_process(name: &str) -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, name)
 }
 
 /// Where the kernel allows it; without it the peak is that of the whole process.
 pub(crate) fn forget_memory_peak() {
     let _not_everywhere = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Times that threads of this process other than the calling one went to sleep by themselves: before each of them but the
+/// first they were woken.
+pub(crate) fn wake_ups_of_others() -> Option<u64> {
+    let own = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let mut sum = 0;
+    for task in fs::read_dir("/proc/self/task").ok()? {
+        let task = task.ok()?;
+        if task.file_name().to_string_lossy() != own {
+            // A thread may end while we look.
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            sum += field(&status, "voluntary_ctxt_switches:").unwrap_or_default();
+        }
+    }
+    Some(sum)
 }
 
 fn field(status: &str, name: &str) -> Option<u64> {
@@ -136,6 +164,17 @@ fn field(status: &str, name: &str) -> Option<u64> {
 /// Runnable processes, averaged over the last minute: on a busy host the numbers beside it are worth less.
 pub(crate) fn load_average() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Bytes of the files below `dir` as they occupy the disk.
+pub(crate) fn disk_use(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let sizes = entries.filter_map(Result::ok).map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => disk_use(&entry.path()),
+        Ok(metadata) => metadata.blocks() * SECTOR,
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 #[cfg(test)]
@@ -156,5 +195,29 @@ mod tests {
     fn a_directory_without_a_block_device_has_no_counters() {
         assert_eq!(BlockDevice::below(Path::new("/proc")), None);
         assert!(Devices::below(&[PathBuf::from("/proc")]).is_none());
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_and_is_woken_counts_and_the_caller_does_not() {
+        let (to, from) = std::sync::mpsc::channel::<()>();
+        let (back, answered) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (came, here) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                came.send(()).unwrap();
+                while from.recv().is_ok() {
+                    back.send(()).unwrap();
+                }
+            });
+            here.recv().unwrap();
+            let before = wake_ups_of_others().unwrap();
+            // How often it slept between two messages is the scheduler's choice; that it did at all is not.
+            while wake_ups_of_others().unwrap() == before {
+                to.send(()).unwrap();
+                answered.recv().unwrap();
+            }
+            drop(to);
+        });
+        assert!(memory_peak().unwrap() >= resident().unwrap() / 2 && threads().unwrap() >= 1);
     }
 }

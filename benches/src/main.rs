@@ -4,11 +4,13 @@
 //! was durable, and that a number which could not be measured is `null` and never a guess. What the numbers mean and how
 //! they were reached is in `docs/performance.md`.
 
+mod backlog;
 mod channel;
 mod cli;
 mod cpu;
 mod device;
 mod host;
+mod idle;
 mod meter;
 mod numbers;
 mod output;
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Device(arguments) => device::run(&arguments),
         Command::Channel(arguments) => channel::run(&arguments),
+        Command::Backlog(arguments) => backlog::run(&arguments),
+        Command::Idle(arguments) => idle::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -202,3 +202,46 @@ fn without_json_there_is_a_table_for_people() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("fastest durable writer"), "{text}");
 }
+
+#[test]
+fn a_backlog_is_filled_killed_and_found_again_with_and_without_its_checkpoint() {
+    let scratch = scratch();
+    // With 1 KiB, twice the hot tail is 131,072 events: more than these, so that the memory is that of a full tail.
+    let result = json(&[
+        "backlog",
+        "--json",
+        "--dir",
+        dir(&scratch),
+        "--events",
+        "150000",
+        "--size",
+        "1K",
+        "--rounds",
+        "1",
+        "--checkpoint-interval",
+        "0.001",
+    ]);
+    assert!(result["queue_bytes_per_event"].as_f64().unwrap() > 0.0, "{result}");
+    let (with, without) = (&result["open_with_checkpoint"], &result["open_without_checkpoint"]);
+    assert!(with["segments_vouched_for"].as_u64().unwrap() > 0, "{result}");
+    assert_eq!(without["segments_vouched_for"], 0, "{result}");
+    assert!(without["frames_read"].as_u64() > with["frames_read"].as_u64(), "{result}");
+    for opened in [with, without] {
+        assert!(opened["ready_s"]["median"].as_f64() <= opened["first_take_s"]["median"].as_f64(), "{result}");
+    }
+    assert!(result["disk_bytes"].as_u64().unwrap() >= 150_000 * 1024, "{result}");
+    assert!(is_empty(scratch.path()), "the queue is removed");
+}
+
+#[test]
+fn an_idle_channel_is_looked_at_before_and_after_its_first_event() {
+    let scratch = scratch();
+    let result = json(&["idle", "--json", "--dir", dir(&scratch), "--seconds", "0.2"]);
+    for moment in ["opened", "used"] {
+        let idle = &result[moment];
+        assert!(idle["wake_ups_per_s"].as_f64().is_some() && idle["cpu_percent"].as_f64().is_some(), "{result}");
+        assert!(idle["threads"].as_u64().unwrap() > 1 && idle["resident_mib"].as_f64().unwrap() > 0.0, "{result}");
+    }
+    assert!(result["used"]["disk_bytes"].as_u64() > result["opened"]["disk_bytes"].as_u64(), "{result}");
+    assert!(is_empty(scratch.path()));
+}

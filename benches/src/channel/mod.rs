@@ -19,7 +19,8 @@ use crate::numbers::{Latencies, rounded};
 use crate::payload::Payload;
 use crate::{cli, host, output};
 
-const FOLDER: &str = "penstock-bench";
+/// Below each data directory, so that nothing else there is ever touched.
+pub(crate) const FOLDER: &str = "penstock-bench";
 
 /// Measure a durable channel: put and take rates, latency of a commit, CPU, bytes the disk saw
 ///
@@ -67,7 +68,7 @@ pub(crate) struct Arguments {
     /// fill: how many events
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     pub(crate) events: u64,
-    /// fill: end with SIGKILL, so that the next open recovers
+    /// fill, open: end with SIGKILL, so that the next open recovers
     #[arg(long)]
     pub(crate) kill: bool,
     /// fill: shortest time between two checkpoints
@@ -113,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         Mode::Drain => still::drain(arguments)?,
     };
     output::print(arguments.json, &result, output::lines);
-    if arguments.mode == Mode::Fill && arguments.kill {
+    if arguments.kill && matches!(arguments.mode, Mode::Fill | Mode::Open) {
         still::die()?;
     }
     Ok(())

@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use channel::{Channel, DurableChannel, SettleError, Settlement, Ticket};
+use channel::{Channel, DurableChannel, DurableOptions, SettleError, Settlement, Ticket};
 use serde_json::{Value, json};
 
 use super::{Arguments, Outcome};
+use crate::host;
 use crate::meter::{Generator, Meter, Reading};
 use crate::numbers::{Latencies, rounded};
 
@@ -23,8 +24,27 @@ const SETTLING_MAX: usize = 16;
 pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
     arguments.clear()?;
     let channel = arguments.open()?;
-    let outcome = put(&channel, arguments, arguments.events)?;
-    let result = outcome.json(arguments);
+    let (begin, generator) = (Instant::now(), Generator::default());
+    let meter = Meter::start(&arguments.folders(), &generator);
+    let first = arguments.events.min(fills_hot_tail(arguments.size));
+    let mut latencies = put(&channel, arguments, first, &generator)?;
+    let full_tail = host::resident();
+    latencies.add(&put(&channel, arguments, arguments.events - first, &generator)?);
+    let outcome = Outcome {
+        put_events: Some(arguments.events),
+        take_events: None,
+        transactions: latencies,
+        reading: Reading { elapsed: begin.elapsed(), ..meter.read() },
+        first_take: None,
+        depth: channel.stats().size_events,
+    };
+    let mib = |bytes: Option<u64>| bytes.map(|bytes| rounded(bytes as f64 / f64::from(1 << 20)));
+    let memory = channel.memory();
+    let mut result = outcome.json(arguments);
+    result["resident_full_tail_mib"] = json!(mib(full_tail));
+    result["resident_mib"] = json!(mib(host::resident()));
+    result["hot_tail_bytes"] = json!(memory.hot_tail_bytes);
+    result["queue_bytes"] = json!(memory.queue_bytes);
     if arguments.kill {
         // It must not be closed: nobody closes what is killed.
         std::mem::forget(channel);
@@ -32,12 +52,22 @@ pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
     Ok(result)
 }
 
+/// So many events are surely more than the channel keeps in memory.
+fn fills_hot_tail(size: u64) -> u64 {
+    let tail = DurableOptions::new("", Vec::new()).hot_tail_bytes as u64;
+    2 * tail / size.max(1)
+}
+
 /// Puts `count` events with all producers, whole batches but for the last ones.
-pub(crate) fn put(channel: &DurableChannel, arguments: &Arguments, count: u64) -> Result<Outcome, String> {
-    let (claimed, generator) = (AtomicU64::new(0), Generator::default());
+fn put(
+    channel: &DurableChannel,
+    arguments: &Arguments,
+    count: u64,
+    generator: &Generator,
+) -> Result<Latencies, String> {
+    let claimed = AtomicU64::new(0);
     let (latencies, failed) = (Mutex::new(Latencies::new()), Mutex::new(None));
     let batches: Vec<_> = (0..arguments.producers).map(|index| arguments.batches(u64::from(index))).collect();
-    let meter = Meter::start(&arguments.folders(), &generator);
     thread::scope(|scope| {
         for batches in &batches {
             scope.spawn(|| {
@@ -64,17 +94,10 @@ pub(crate) fn put(channel: &DurableChannel, arguments: &Arguments, count: u64) -
             });
         }
     });
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error.to_string());
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error.to_string()),
+        None => Ok(latencies.into_inner().unwrap_or_else(PoisonError::into_inner)),
     }
-    Ok(Outcome {
-        put_events: Some(count),
-        take_events: None,
-        transactions: latencies.into_inner().unwrap_or_else(PoisonError::into_inner),
-        reading: meter.read(),
-        first_take: None,
-        depth: channel.stats().size_events,
-    })
 }
 
 /// How long opening took.
@@ -131,6 +154,9 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Value, String> {
     result["ready_s"] = json!(rounded(opened.ready.as_secs_f64()));
     result["frames_read"] = json!(recovery.frames);
     result["segments_vouched_for"] = json!(recovery.vouched_segments);
+    if arguments.kill {
+        std::mem::forget(opened.channel);
+    }
     Ok(result)
 }
 
