@@ -16,3 +16,4 @@ pub mod planted;
 pub mod recover;
 pub mod seal;
 pub mod segment;
+pub mod spans;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::format::frame::FrameHeader;
 use crate::io::File;
 use crate::seal::FrameKey;
+use crate::spans::Spans;
 
 /// Bytes of frames between two entries of the index.
 const INDEX_STEP: u64 = 1 << 20;
@@ -23,13 +24,9 @@ pub struct Segment {
     pub first_seq: u64,
     pub end_seq: u64,
     index: Vec<IndexEntry>,
-    /// Exactly which events it holds, as (start, end), while that takes few words.
-    ranges: Vec<(u64, u64)>,
-    scattered: bool,
+    /// Exactly which events it holds.
+    ranges: Spans,
 }
-
-/// Ranges that a segment remembers: with one log its events are one range, with several each frame may begin another.
-const RANGES_MAX: usize = 4096;
 
 /// The frames of one run in a segment.
 #[derive(Debug, Clone)]
@@ -64,8 +61,7 @@ impl Segment {
             first_seq: 0,
             end_seq: 0,
             index: Vec::new(),
-            ranges: Vec::new(),
-            scattered: false,
+            ranges: Spans::default(),
         }
     }
 
@@ -83,12 +79,7 @@ impl Segment {
             self.first_seq = header.first_seq;
         }
         self.end_seq = header.end_seq();
-        let known = self.ranges.len();
-        match self.ranges.last_mut() {
-            Some((_, end)) if *end == header.first_seq => *end = header.end_seq(),
-            _ if known == RANGES_MAX => self.scattered = true,
-            _ => self.ranges.push((header.first_seq, header.end_seq())),
-        }
+        self.ranges.push(header.first_seq, header.end_seq());
         if self.index.last().is_none_or(|last| header.offset - last.offset >= INDEX_STEP) {
             self.index.push(IndexEntry { seq: header.first_seq, offset: header.offset });
         }
@@ -117,9 +108,17 @@ impl Segment {
         self.incarnations.iter().map(|incarnation| incarnation.start).filter(|start| *start > offset).min()
     }
 
-    /// Exactly which events it holds, as (start, end), ascending; `None` when that would take too many words.
-    pub fn ranges(&self) -> Option<&[(u64, u64)]> {
-        (!self.scattered).then_some(&self.ranges)
+    /// Exactly which events it holds: with one log they are one range, with several each frame may begin another.
+    pub fn ranges(&self) -> &Spans {
+        &self.ranges
+    }
+
+    /// The range of its events that holds `seq`.
+    pub fn range_around(&self, seq: u64) -> Option<(u64, u64)> {
+        if seq < self.first_seq || seq >= self.end_seq {
+            return None;
+        }
+        self.ranges.iter().find(|(start, end)| (*start..*end).contains(&seq))
     }
 
     /// The sparse index as (event, offset), for a checkpoint.
@@ -131,12 +130,13 @@ impl Segment {
     pub(crate) fn restore(&mut self, ranges: &[(u64, u64)], index: &[(u64, u64)]) {
         self.first_seq = ranges.first().map_or(0, |(start, _)| *start);
         self.end_seq = ranges.last().map_or(0, |(_, end)| *end);
-        self.ranges = ranges.to_vec();
+        self.ranges = Spans::default();
+        ranges.iter().for_each(|(start, end)| self.ranges.push(*start, *end));
         self.index = index.iter().map(|&(seq, offset)| IndexEntry { seq, offset }).collect();
     }
 
     /// Bytes of memory that the index takes.
     pub fn index_bytes(&self) -> usize {
-        self.index.capacity() * size_of::<IndexEntry>() + self.ranges.capacity() * size_of::<(u64, u64)>()
+        self.index.capacity() * size_of::<IndexEntry>() + self.ranges.bytes()
     }
 }

@@ -22,7 +22,7 @@ use wal::seal::Random;
 
 use super::cache::Cache;
 use super::checkpoint::{Checkpoint, KnownLog};
-use super::job::{Job, PendingPut, PendingState, PutSender, SettleSender};
+use super::job::{PendingPut, PendingState, PutSender, SettleSender};
 use super::queue::{ConsumerId, Queue};
 use super::ranges::RangeSet;
 use super::sections::{Mark, SettledRuns};
@@ -53,8 +53,15 @@ const REASON_MAX: usize = 200;
 
 mod frames;
 mod puts;
+mod seat;
 mod settles;
+#[cfg(test)]
+mod stage;
+#[cfg(test)]
+mod stories;
 mod takes;
+
+use seat::Seat;
 
 pub(crate) type TakeSender = TicketSender<Result<Lease, TakeError>>;
 
@@ -94,20 +101,6 @@ struct WaitingTake {
     limits: TakeLimits,
     deadline: Option<Duration>,
     sender: TakeSender,
-}
-
-struct Seat {
-    log: Log,
-    /// Frames that were written before those in front of them.
-    written: BTreeMap<u64, Job>,
-    /// Frames that failed, kept until every write of them has returned.
-    failed: BTreeMap<u64, Job>,
-    failed_out: usize,
-    needs_segment: bool,
-    retry_at: Option<Duration>,
-    /// The oldest segment can go once a snapshot is durable here.
-    retiring: Option<u64>,
-    snapshot_wanted: bool,
 }
 
 /// State that changes counters and nothing else.
@@ -182,22 +175,12 @@ pub(crate) struct Start {
 
 impl Core {
     pub(crate) fn new(options: CoreOptions, random: Arc<dyn Random>, signals: Vec<Arc<Signal>>, start: Start) -> Core {
-        let seat = |log| Seat {
-            log,
-            written: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            failed_out: 0,
-            needs_segment: false,
-            retry_at: None,
-            retiring: None,
-            snapshot_wanted: false,
-        };
         let mut core = Core {
             cache: Cache::new(options.hot_tail_bytes),
             options,
             random,
             signals,
-            seats: start.logs.into_iter().map(seat).collect(),
+            seats: start.logs.into_iter().map(Seat::new).collect(),
             queue: start.queue,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -251,7 +234,7 @@ impl Core {
                 continue;
             }
             let queue = &self.queue;
-            if let Some(ordinal) = seat.log.retirable(|segment| queue.is_done(segment.first_seq, segment.end_seq)) {
+            if let Some(ordinal) = seat.log.retirable(|segment| seat.is_drained(segment, queue)) {
                 if planted::is(Bug::ReleaseBeforeSnapshot) {
                     seat.log.release(ordinal);
                     continue;
@@ -272,6 +255,7 @@ impl Core {
             }
         }
         self.settle_failures(answers);
+        self.say_elsewhere(now);
         self.expire_puts(now, answers);
         self.after_change(now, answers);
     }
@@ -285,21 +269,22 @@ impl Core {
         }
         // Another log's word is worth more: its disk does not fail with the first one's.
         let others = (1..self.seats.len()).map(|step| (last + step) % self.seats.len());
-        let fit = |other: &usize| self.seats[*other].log.failure().is_none() && !self.seats[*other].needs_segment;
+        let fit = |other: &usize| self.seats[*other].is_well(now) && !self.seats[*other].needs_segment;
         others.into_iter().find(fit).unwrap_or(last) == index
     }
 
     /// When [`tick`](Core::tick) is due; `None` while nothing waits for time.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         let puts = self.waiting.front().map(|put| put.deadline);
-        let stuck = self.pending.front().filter(|_| self.no_disk_takes_puts().is_some()).map(|put| put.deadline);
+        let stuck = self.stuck_puts_due();
+        let riding = self.riding_due();
         let takes = self.takes.iter().filter_map(|take| take.deadline).min();
         let idle = self.pending.is_empty() && !self.seats.iter().any(|seat| seat.log.has_in_flight());
         let witness = self.unwitnessed.filter(|_| idle).map(|(_, due)| due);
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
         let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
         let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
-        [puts, stuck, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
+        [puts, stuck, riding, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
     }
 
     /// The identity of the channel.
@@ -338,6 +323,9 @@ impl Core {
         if chore.is_some() || retry {
             seat.retry_at = None;
         }
+        if chore.is_some() {
+            seat.owes_since.get_or_insert(now);
+        }
         chore
     }
 
@@ -367,6 +355,7 @@ impl Core {
             seat.needs_segment = false;
         }
         seat.log.chore_done(chore, result);
+        seat.heard(now);
         if failed || seat.log.failure().is_some() {
             seat.retry_at = Some(now + RETRY_AFTER);
         }

@@ -63,7 +63,6 @@ pub(crate) struct Job {
     pub(crate) log: usize,
     pub(crate) reservation: Reservation,
     pub(crate) puts: Vec<PendingPut>,
-    pub(crate) states: Vec<PendingState>,
     /// Ranges that this frame makes void.
     pub(crate) voids: Vec<SeqRange>,
     /// Sections other than transactions, encoded.

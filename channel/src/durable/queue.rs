@@ -189,9 +189,16 @@ impl Queue {
         }
     }
 
-    /// Whether every event of a range is done for good.
-    pub(crate) fn is_done(&self, start: u64, end: u64) -> bool {
-        start >= end || end <= self.floor || self.settled.covers(SeqRange::new(start.max(self.floor), end))
+    /// The last number of a range that is not done for good.
+    pub(crate) fn last_open(&self, start: u64, end: u64) -> Option<u64> {
+        let start = start.max(self.floor);
+        if start >= end {
+            return None;
+        }
+        match self.settled.around(end - 1) {
+            None => Some(end - 1),
+            Some(done) => (done.start > start).then(|| done.start - 1),
+        }
     }
 }
 
@@ -243,5 +250,23 @@ mod tests {
         assert_eq!(queue.durable_seq(), 0);
         queue.void(first);
         assert_eq!((queue.head(), queue.durable_seq(), queue.floor()), (Some((second, false)), 4, 2));
+    }
+
+    #[test]
+    fn the_last_open_number_of_a_range_is_what_its_segment_waits_for() {
+        let mut queue = Queue::default();
+        let range = queue.reserve(10).unwrap();
+        queue.publish(range);
+        queue.lease(1, range);
+        let settle = |queue: &mut Queue, start, end| {
+            queue.start_settling(1, SeqRange::new(start, end));
+            queue.settle(SeqRange::new(start, end));
+        };
+        settle(&mut queue, 0, 2);
+        settle(&mut queue, 5, 8);
+        assert_eq!(queue.last_open(0, 2), None, "below the floor");
+        assert_eq!(queue.last_open(0, 10), Some(9));
+        assert_eq!(queue.last_open(0, 8), Some(4));
+        assert_eq!((queue.last_open(5, 8), queue.last_open(6, 7), queue.last_open(3, 3)), (None, None, None));
     }
 }

@@ -24,10 +24,6 @@ use crate::volume::{Kind, Volume, folder};
 /// What a stall lasts at least, and one stall of a run that has time for it.
 const STALL: Duration = Duration::from_secs(3);
 const STALL_LONG: Duration = Duration::from_secs(30);
-/// While an older put hangs, the segments with younger ones are not given back, on any disk: the sound disks need room for
-/// what is put during a stall, and producers that do not hurry.
-const ROOM: u64 = 1 << 30;
-const PACE_MS: u64 = 4;
 /// What is acknowledged and settled before the fault, while it lasts, and after it.
 const PUTS: u64 = 300;
 const SETTLED: u64 = 300;
@@ -169,7 +165,7 @@ impl Rig {
         let folder = folder()?;
         let disk = Disk::create(kind.len(), kind.sector(), folder.path(), "front")?;
         let sick = Volume::on(kind, &disk.file(), &folder.path().join("sick"))?;
-        let sound = [Kind::Ext4, Kind::Xfs].map(|kind| Volume::with_room(kind, ROOM, folder.path(), kind.name()));
+        let sound = [Kind::Ext4, Kind::Xfs].map(|kind| Volume::create(kind, folder.path(), kind.name()));
         let [one, two] = sound;
         let sound = [one?, two?];
         let mut dirs = vec![sick.path().join("d0"), sound[0].path().join("d1"), sound[1].path().join("d2")];
@@ -180,7 +176,6 @@ impl Rig {
             segment_len: 256 << 10,
             producers: 6,
             in_flight: 1,
-            pace_ms: PACE_MS,
             capacity: 20_000,
             // What waits for a take stays in memory: what only a lost disk holds could not be taken.
             hot_tail_kib: 64 << 10,

@@ -11,6 +11,8 @@ use crate::io::File;
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 
+/// A segment of more ranges is read rather than vouched for: a checkpoint must stay small.
+const RANGES_MAX: usize = 4096;
 /// More of either in one segment is a damaged checkpoint.
 const PARTS_MAX: u64 = 1 << 20;
 
@@ -37,8 +39,11 @@ struct KnownIncarnation {
 }
 
 impl KnownSegment {
-    /// `None` when the segment does not know exactly which events it holds.
+    /// `None` when it takes too many words to say which events it holds.
     pub fn of(segment: &Segment) -> Option<KnownSegment> {
+        if segment.ranges().len() > RANGES_MAX {
+            return None;
+        }
         let incarnation = |found: &Incarnation| KnownIncarnation {
             id: found.id,
             start: found.start,
@@ -50,7 +55,7 @@ impl KnownSegment {
             ordinal: segment.ordinal,
             slot: segment.slot,
             len: segment.len,
-            ranges: segment.ranges()?.to_vec(),
+            ranges: segment.ranges().iter().collect(),
             incarnations: segment.incarnations.iter().map(incarnation).collect(),
             index: segment.index_entries().collect(),
         })

@@ -12,7 +12,7 @@ use wal::planted::{self, Bug};
 
 use super::{Answer, Core, RETRY_AFTER, WITNESS_AFTER};
 use crate::api::{PutError, PutReceipt};
-use crate::durable::job::{Job, PendingPut};
+use crate::durable::job::{Job, PendingPut, PendingState};
 use crate::durable::sections::{self, Mark, SettledRuns, Snapshot, VersionedNote};
 use crate::settlement::{NoteUpdate, SeqRange, SettleError};
 
@@ -36,6 +36,11 @@ impl Core {
         if self.seats[index].log.failure().is_some() {
             return None;
         }
+        let seat = &self.seats[index];
+        if !seat.is_well(now) && !seat.log.is_settled() && self.another_is_well(index, now) {
+            // A disk that stalls gets nothing that another one can have.
+            return None;
+        }
         let witness_due = self.witness_due(index, now);
         let snapshot = self.seats[index].snapshot_wanted;
         let state_waits = !self.states.is_empty() || !self.voids.is_empty() || snapshot;
@@ -43,7 +48,16 @@ impl Core {
         if chosen.is_empty() && !state_waits && !witness_due {
             return None;
         }
-        let slot = self.seats[index].log.device().clone().try_start(bytes, &self.signals[index])?;
+        let device = self.seats[index].log.device().clone();
+        let Some(slot) = device.try_start(bytes, &self.signals[index]) else {
+            // Perhaps writes of another channel have all its slots, and hang.
+            self.seats[index].owes_since.get_or_insert(now);
+            return None;
+        };
+        if self.seats[index].log.is_settled() {
+            // It was another channel's, or another log's, write that hung.
+            self.seats[index].owes_since = None;
+        }
         loop {
             let mut encoded = Vec::new();
             let mut settled: Vec<&SettledRuns> = self.states.iter().flat_map(|state| &state.settled).collect();
@@ -167,6 +181,10 @@ impl Core {
         self.voids.clear();
         let seat = &mut self.seats[index];
         let snapshot = std::mem::take(&mut seat.snapshot_wanted);
+        seat.owes_since.get_or_insert(now);
+        if !self.states.is_empty() {
+            seat.riding.insert(reservation.id, std::mem::take(&mut self.states));
+        }
         let header = &reservation.header;
         self.unwitnessed =
             if header.witness || planted::is(Bug::NeverWitness) { None } else { Some((index, now + WITNESS_AFTER)) };
@@ -175,7 +193,6 @@ impl Core {
         Job {
             log: index,
             puts,
-            states: std::mem::take(&mut self.states),
             voids,
             sections,
             retires: if snapshot { seat.retiring } else { None },
@@ -223,6 +240,7 @@ impl Core {
         let (id, epoch) = (job.reservation.id, job.reservation.epoch);
         let cause = result.err().map(|error| error.to_string());
         let completion = self.seats[index].log.complete(id, epoch, cause.as_deref().map_or(Ok(()), Err));
+        self.seats[index].heard(now);
         match completion {
             Completion::Waits => {
                 self.seats[index].written.insert(id, job);
@@ -277,6 +295,7 @@ impl Core {
             }
             seat.failed_out = 0;
             let jobs = std::mem::take(&mut seat.failed);
+            let states: Vec<PendingState> = jobs.keys().filter_map(|id| seat.riding.remove(id)).flatten().collect();
             let cause = seat.log.failure().unwrap_or("the device failed").to_owned();
             let elsewhere = self.seats.iter().any(|seat| seat.log.failure().is_none());
             let mut again = Vec::new();
@@ -294,15 +313,15 @@ impl Core {
                     }
                     again.push(put);
                 }
-                // Settlements are facts, wherever they are written. Nobody waits for them longer than this.
-                for mut state in job.states {
-                    if !elsewhere && let Some(sender) = state.sender.take() {
-                        let failed = Err(SettleError::Failed(cause.clone()));
-                        let acknowledged = planted::is(Bug::AcknowledgeFailedSettlement);
-                        answers.push(Answer::Settle(sender, if acknowledged { Ok(()) } else { failed }));
-                    }
-                    self.states.push(state);
+            }
+            // Settlements are facts, wherever they are written. Nobody waits for them longer than this.
+            for mut state in states {
+                if !elsewhere && let Some(sender) = state.sender.take() {
+                    let failed = Err(SettleError::Failed(cause.clone()));
+                    let acknowledged = planted::is(Bug::AcknowledgeFailedSettlement);
+                    answers.push(Answer::Settle(sender, if acknowledged { Ok(()) } else { failed }));
                 }
+                self.states.push(state);
             }
             for mut put in again.into_iter().rev() {
                 if elsewhere || put.sender.is_none() {
@@ -352,7 +371,7 @@ impl Core {
         for range in job.voids {
             self.queue.void(range);
         }
-        for state in job.states {
+        for state in self.seats[job.log].riding.remove(&job.reservation.id).unwrap_or_default() {
             for SettledRuns { mark, runs, .. } in &state.settled {
                 let count: u64 = runs.iter().map(|run| run.count()).sum();
                 match mark {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::seat::{Seat, Stuck};
 use super::{Answer, Core, WAITING_BYTES_MAX, WAITING_MAX};
 use crate::api::{PutError, PutReceipt};
 use crate::durable::job::PendingPut;
@@ -79,18 +80,21 @@ impl Core {
                 answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel.clone(), detail })));
             }
         }
-        let Some(cause) = self.no_disk_takes_puts() else { return };
-        while let Some(put) = self.pending.pop_front_if(|put| put.deadline <= now) {
+        let mut place = 0;
+        while let Some(put) = self.pending.get(place).filter(|put| put.deadline <= now) {
+            let Some(Stuck { failed, cause, .. }) = self.stuck(put).filter(|stuck| stuck.from <= now) else {
+                place += 1;
+                continue;
+            };
+            let put = self.pending.remove(place).expect("just seen");
             self.pending_events -= put.events();
             self.voids.extend(&put.voids);
             self.counts.put_errors += 1;
-            let error = match &cause {
-                // What was in a frame that failed is of unknown outcome until its void is written.
-                (false, cause) if !put.voids.is_empty() => {
-                    PutError::Failed { channel: channel.clone(), cause: cause.clone() }
-                }
-                (true, cause) => PutError::Failed { channel: channel.clone(), cause: cause.clone() },
-                (false, cause) => PutError::Full { channel: channel.clone(), detail: cause.clone() },
+            // What was in a frame that failed is of unknown outcome until its void is written.
+            let error = if failed || !put.voids.is_empty() {
+                PutError::Failed { channel: channel.clone(), cause }
+            } else {
+                PutError::Full { channel: channel.clone(), detail: cause }
             };
             if let Some(sender) = put.sender {
                 answers.push(Answer::Put(sender, Err(error)));
@@ -99,19 +103,28 @@ impl Core {
         self.admit();
     }
 
-    /// Why no log takes puts now: (failed rather than full, cause).
-    pub(super) fn no_disk_takes_puts(&self) -> Option<(bool, String)> {
-        let mut found = None;
-        for seat in &self.seats {
-            if let Some(cause) = seat.log.failure() {
-                found = found.or_else(|| Some((true, cause.to_owned())));
-            } else if let Some(cause) = seat.log.blocked().filter(|_| seat.needs_segment) {
-                found = Some((false, cause.to_owned()));
-            } else {
-                return None;
-            }
+    /// Why none of the logs takes a put to which it may go, if so. A producer's transactions stay on one log while older
+    /// ones are under way there.
+    fn stuck(&self, put: &PendingPut) -> Option<Stuck> {
+        let bound = self.affinity.get(&put.producer).map(|(log, _)| *log);
+        let logs = bound.map_or(0..self.seats.len(), |log| log..log + 1);
+        let mut found: Option<Stuck> = None;
+        for seat in &self.seats[logs] {
+            let stuck = seat.stuck()?;
+            found = Some(match found {
+                None => stuck,
+                // A full disk says more than a failed one: nothing was written.
+                Some(other) => Stuck { from: other.from.max(stuck.from), ..if other.failed { stuck } else { other } },
+            });
         }
         found
+    }
+
+    /// When a put may have waited long enough for disks that take none.
+    pub(super) fn stuck_puts_due(&self) -> Option<Duration> {
+        let deadline = self.pending.front()?.deadline;
+        let from = self.seats.iter().filter_map(Seat::stuck_from).min()?;
+        Some(deadline.max(from))
     }
 }
 

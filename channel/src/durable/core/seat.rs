@@ -1,0 +1,139 @@
+//! One log of the channel as the core sees it: what is on its way there, and whether it can be expected to arrive.
+//!
+//! A disk that fails says so. One that stalls says nothing: it is known by how long it has owed an answer.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use wal::log::Log;
+use wal::segment::Segment;
+
+use super::Core;
+use crate::durable::job::{Job, PendingState};
+use crate::durable::queue::Queue;
+
+/// A disk that owes an answer for so long stalls: nothing new is given to it while another one is well.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+pub(super) struct Seat {
+    pub(super) log: Log,
+    /// Frames that were written before those in front of them.
+    pub(super) written: BTreeMap<u64, Job>,
+    /// Frames that failed, kept until every write of them has returned.
+    pub(super) failed: BTreeMap<u64, Job>,
+    pub(super) failed_out: usize,
+    pub(super) needs_segment: bool,
+    pub(super) retry_at: Option<Duration>,
+    /// The oldest segment can go once a snapshot is durable here.
+    pub(super) retiring: Option<u64>,
+    pub(super) snapshot_wanted: bool,
+    /// The segment at the old end and the event in it that it waits for: while that is open, nobody looks at the others.
+    held_up: Cell<Option<(u64, u64)>>,
+    /// Settlements and notes in frames that are not durable yet, by frame.
+    pub(super) riding: BTreeMap<u64, Vec<PendingState>>,
+    /// Since when the disk owes an answer; each answer begins it anew.
+    pub(super) owes_since: Option<Duration>,
+}
+
+/// Why, and from when on, a log takes no puts.
+pub(super) struct Stuck {
+    pub(super) from: Duration,
+    /// Failed rather than full or stalled.
+    pub(super) failed: bool,
+    pub(super) cause: String,
+}
+
+impl Seat {
+    pub(super) fn new(log: Log) -> Seat {
+        Seat {
+            log,
+            written: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            failed_out: 0,
+            needs_segment: false,
+            retry_at: None,
+            retiring: None,
+            snapshot_wanted: false,
+            held_up: Cell::default(),
+            riding: BTreeMap::new(),
+            owes_since: None,
+        }
+    }
+
+    /// From when on the disk counts as stalled, if nothing is heard of it.
+    pub(super) fn stalls_from(&self) -> Option<Duration> {
+        self.owes_since.map(|since| since + STALLED_AFTER)
+    }
+
+    /// Whether the log can be expected to make durable what it is given.
+    pub(super) fn is_well(&self, now: Duration) -> bool {
+        self.log.failure().is_none() && self.stalls_from().is_none_or(|from| now < from)
+    }
+
+    /// The disk has answered.
+    pub(super) fn heard(&mut self, now: Duration) {
+        self.owes_since = (!self.log.is_settled()).then_some(now);
+    }
+
+    /// Whether every event that a segment holds is done for good. Numbers between them lie elsewhere, or stand for nothing,
+    /// or are on their way to a disk that may stall: they are none of its business.
+    pub(super) fn is_drained(&self, segment: &Segment, queue: &Queue) -> bool {
+        if queue.last_open(segment.first_seq, segment.end_seq).is_none() {
+            return true;
+        }
+        if let Some((ordinal, seq)) = self.held_up.get()
+            && ordinal == segment.ordinal
+            && queue.last_open(seq, seq + 1).is_some()
+        {
+            return false;
+        }
+        let open = segment.ranges().iter().filter_map(|(start, end)| queue.last_open(start, end)).last();
+        self.held_up.set(open.map(|seq| (segment.ordinal, seq)));
+        open.is_none()
+    }
+
+    pub(super) fn stuck_from(&self) -> Option<Duration> {
+        let full = self.log.blocked().is_some() && self.needs_segment;
+        if self.log.failure().is_some() || full { Some(Duration::ZERO) } else { self.stalls_from() }
+    }
+
+    pub(super) fn stuck(&self) -> Option<Stuck> {
+        let from = self.stuck_from()?;
+        let full = self.log.blocked().filter(|_| self.needs_segment);
+        let (failed, cause) = match (self.log.failure(), full) {
+            (Some(cause), _) => (true, cause.to_owned()),
+            (None, Some(cause)) => (false, cause.to_owned()),
+            (None, None) => (false, format!("the disk of {} does not answer", self.log.device().name())),
+        };
+        Some(Stuck { from, failed, cause })
+    }
+}
+
+impl Core {
+    /// Settlements and notes in frames of a disk that stalls or has failed ride along with another log's next frame as
+    /// well: they are facts, and a fact may be said twice. Nobody waits for the disk, and no segment for it either.
+    pub(super) fn say_elsewhere(&mut self, now: Duration) {
+        for index in 0..self.seats.len() {
+            let rides = !self.seats[index].riding.is_empty() && !self.seats[index].is_well(now);
+            if rides && self.another_is_well(index, now) {
+                let riding = std::mem::take(&mut self.seats[index].riding);
+                self.states.extend(riding.into_values().flatten());
+            }
+        }
+    }
+
+    /// When [`say_elsewhere`](Core::say_elsewhere) may have something to do.
+    pub(super) fn riding_due(&self) -> Option<Duration> {
+        let due = |(index, seat): (usize, &Seat)| {
+            let from = seat.stalls_from().filter(|_| !seat.riding.is_empty())?;
+            self.another_is_well(index, from).then_some(from)
+        };
+        self.seats.iter().enumerate().filter_map(due).min()
+    }
+
+    /// Whether a log other than this one can be expected to make durable what it is given.
+    pub(super) fn another_is_well(&self, index: usize, now: Duration) -> bool {
+        self.seats.iter().enumerate().any(|(other, seat)| other != index && seat.is_well(now))
+    }
+}

@@ -1,0 +1,197 @@
+//! A channel on simulated disks that single steps can be asked of, for stories about disks that stall or cannot be read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wal::device::Device;
+use wal::io::buffer::Buffer;
+use wal::io::sim::{SimDisk, SimRandom};
+
+use super::{Answer, Core, CoreOptions};
+use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
+use crate::durable::job::{Job, PendingPut};
+use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
+use crate::durable::read::Cursors;
+use crate::event::EventBatch;
+use crate::settlement::{SettleError, Settlement};
+use crate::ticket::Ticket;
+
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(3);
+pub(super) const SEGMENT_LEN: u64 = 64 << 10;
+
+pub(super) struct Stage {
+    pub(super) disks: Vec<SimDisk>,
+    pub(super) core: Core,
+    pub(super) now: Duration,
+    /// Disks that take no part.
+    pub(super) asleep: Vec<bool>,
+    flights: Vec<(Job, Buffer)>,
+    cursors: Vec<Cursors>,
+}
+
+impl Stage {
+    /// A new channel in so many directories, each on a disk of its own, that keeps nothing in memory.
+    pub(super) fn new(disks: usize) -> Stage {
+        Stage::on((0..disks).map(|_| SimDisk::default()).collect())
+    }
+
+    fn on(disks: Vec<SimDisk>) -> Stage {
+        let dirs: Vec<OpenDir> = disks
+            .iter()
+            .enumerate()
+            .map(|(at, disk)| OpenDir { dir: disk.dir(&format!("d{at}")), device: Device::new(format!("d{at}"), 4) })
+            .collect();
+        let settings = OpenSettings {
+            segment_len: SEGMENT_LEN,
+            reserve_bytes: 0,
+            key: None,
+            keys: Vec::new(),
+            on_damage: OnDamage::Refuse,
+        };
+        let random = SimRandom::new(1);
+        let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
+        let options = CoreOptions {
+            name: "c1".to_owned(),
+            capacity: 1000,
+            transaction_capacity: 100,
+            keep_alive: KEEP_ALIVE,
+            disk_bytes_max: None,
+            hot_tail_bytes: 0,
+            checkpoint_interval: Duration::ZERO,
+        };
+        let signals = disks.iter().map(|_| Arc::default()).collect();
+        Stage {
+            core: Core::new(options, Arc::new(random), signals, start),
+            now: Duration::from_secs(1),
+            asleep: vec![false; disks.len()],
+            flights: Vec::new(),
+            cursors: disks.iter().map(|_| Cursors::default()).collect(),
+            disks,
+        }
+    }
+
+    /// The process dies and starts again on the same disks, which are all awake.
+    pub(super) fn restart(self) -> Stage {
+        self.disks.iter().for_each(|disk| disk.restart(wal::io::sim::Outcome::ProcessKilled));
+        Stage::on(self.disks)
+    }
+
+    pub(super) fn producer(&mut self) -> u64 {
+        self.core.handle()
+    }
+
+    /// Asks to put one event of so many bytes.
+    pub(super) fn ask(&mut self, producer: u64, bytes: usize) -> Ticket<Result<PutReceipt, PutError>> {
+        let mut batch = EventBatch::new();
+        batch.push([("a", "b")], &vec![b'x'; bytes]);
+        let (sender, ticket) = Ticket::pair();
+        let mut answers = Vec::new();
+        self.core.put(self.now, PendingPut::new(producer, batch, sender, self.now), &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        ticket
+    }
+
+    /// Gathers a frame for a log, if there is one, after whatever file work that takes. It is not written yet.
+    pub(super) fn gather(&mut self, index: usize) -> bool {
+        let mut answers = Vec::new();
+        let job = loop {
+            if let Some(job) = self.core.gather(index, self.now, 1, &mut answers) {
+                break Some(job);
+            }
+            let Some(chore) = self.core.next_chore(index, self.now, 1).filter(|_| !self.asleep[index]) else {
+                break None;
+            };
+            let result = chore.run(&*self.disks[index].dir(&format!("d{index}")));
+            self.core.chore_done(index, self.now, chore, result, &mut answers);
+        };
+        answers.into_iter().for_each(Answer::send);
+        let Some(job) = job else { return false };
+        let frame = job.seal(Buffer::zeroed(4096).unwrap()).unwrap();
+        self.flights.push((job, frame));
+        true
+    }
+
+    /// Writes what is in flight on disks that are awake.
+    pub(super) fn write(&mut self) {
+        let asleep = &self.asleep;
+        let (flights, kept) = std::mem::take(&mut self.flights).into_iter().partition(|(job, _)| !asleep[job.log]);
+        self.flights = kept;
+        let flights: Vec<(Job, Buffer)> = flights;
+        for (job, frame) in flights {
+            let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+            let mut answers = Vec::new();
+            self.core.complete(self.now, job, result, &mut answers);
+            answers.into_iter().for_each(Answer::send);
+        }
+    }
+
+    /// Puts one event of so many bytes on this disk.
+    pub(super) fn put(&mut self, index: usize, producer: u64, bytes: usize) -> u64 {
+        let ticket = self.ask(producer, bytes);
+        assert!(self.gather(index), "a frame for disk {index}");
+        self.write();
+        ticket.try_take().ok().expect("an answer").expect("acknowledged").range.expect("a number").start
+    }
+
+    /// So much time passes; everything that can go on goes on once.
+    pub(super) fn turn(&mut self, time: Duration) {
+        self.now += time;
+        let mut answers = Vec::new();
+        self.core.tick(self.now, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        for index in 0..self.disks.len() {
+            if !self.asleep[index] {
+                self.gather(index);
+                self.read(index);
+            }
+        }
+        self.write();
+    }
+
+    /// What a take waits for is read, if it lies on this disk.
+    pub(super) fn read(&mut self, index: usize) {
+        if let Some(job) = self.core.next_read() {
+            let done = job.run(&mut self.cursors[index]);
+            let mut answers = Vec::new();
+            self.core.read_done(self.now, done, &mut answers);
+            answers.into_iter().for_each(Answer::send);
+        }
+    }
+
+    /// Takes up to a hundred events, letting time pass while nothing comes.
+    pub(super) fn take(&mut self, consumer: u64) -> Result<Lease, TakeError> {
+        let (sender, mut ticket) = Ticket::pair();
+        let limits = TakeLimits { events: 100, bytes: 1 << 20 };
+        let mut answers = Vec::new();
+        self.core.take(self.now, consumer, limits, Duration::from_secs(2), sender, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        loop {
+            match ticket.try_take() {
+                Ok(lease) => return lease,
+                Err(waiting) => ticket = waiting,
+            }
+            self.turn(Duration::from_millis(20));
+        }
+    }
+
+    /// Takes until nothing comes, and gives the numbers in their order and the last answer.
+    pub(super) fn take_all(&mut self, consumer: u64) -> (Vec<u64>, Result<Lease, TakeError>) {
+        let mut found = Vec::new();
+        loop {
+            match self.take(consumer) {
+                Ok(lease) if !lease.is_empty() => found.extend(lease.iter().map(|(seq, _)| seq)),
+                other => return (found, other),
+            }
+        }
+    }
+
+    /// Asks to settle these events as delivered.
+    pub(super) fn settle(&mut self, consumer: u64, seqs: &[u64]) -> Ticket<Result<(), SettleError>> {
+        let ranges = seqs.iter().map(|seq| crate::settlement::SeqRange::new(*seq, seq + 1)).collect();
+        let (sender, ticket) = Ticket::pair();
+        let mut answers = Vec::new();
+        self.core.settle(self.now, consumer, vec![Settlement::delivered(ranges)], sender, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        ticket
+    }
+}
