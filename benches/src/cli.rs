@@ -17,6 +17,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Device(crate::device::Arguments),
     Channel(crate::channel::Arguments),
+    Goals(crate::goals::Arguments),
     Backlog(crate::backlog::Arguments),
     Idle(crate::idle::Arguments),
 }

@@ -117,7 +117,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     };
     if !arguments.keep {
         // After an error as well: a gibibyte must not stay behind.
-        dir.remove(FILE).map_err(|error| at("remove the file", error))?;
+        remove_file(&dir).map_err(|error| at("remove the file", error))?;
     }
     let grid = measured?;
     let mut result = json!({
@@ -169,7 +169,7 @@ fn shapes(arguments: &Arguments) -> Result<Vec<Shape>, String> {
 }
 
 /// A file that was written once from end to end, so that writing it again changes nothing but its bytes.
-fn whole_file(dir: &RealDir, len: u64) -> io::Result<Arc<dyn File>> {
+pub(crate) fn whole_file(dir: &RealDir, len: u64) -> io::Result<Arc<dyn File>> {
     if let Ok(file) = dir.open(FILE, Access::ReadWrite) {
         if file.size()? == len {
             return Ok(file);
@@ -183,6 +183,10 @@ fn whole_file(dir: &RealDir, len: u64) -> io::Result<Arc<dyn File>> {
         return Err(error);
     }
     Ok(file)
+}
+
+pub(crate) fn remove_file(dir: &RealDir) -> io::Result<()> {
+    dir.remove(FILE)
 }
 
 fn measure(file: &dyn File, arguments: &Arguments, shapes: &[Shape]) -> io::Result<Grid> {
@@ -279,7 +283,7 @@ fn summarise(grid: &Grid, arguments: &Arguments, result: &mut Value) {
     result["reads"] = json!(reads);
 }
 
-fn describe(dir: &Path) -> Value {
+pub(crate) fn describe(dir: &Path) -> Value {
     let Some(device) = BlockDevice::below(dir) else { return Value::Null };
     json!({
         "name": device.name(),

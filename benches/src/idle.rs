@@ -1,6 +1,6 @@
 //! `penstock-bench idle`: what a channel costs while nothing happens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-fn measure(arguments: &Arguments, folder: &PathBuf) -> Result<Value, String> {
-    let options = DurableOptions::new("bench", vec![folder.clone()]);
+fn measure(arguments: &Arguments, folder: &Path) -> Result<Value, String> {
+    let options = DurableOptions::new("bench", vec![folder.to_path_buf()]);
     let channel = DurableChannel::open(options, &Devices::new()).map_err(|error| error.to_string())?;
     let opened = idle(arguments, folder);
     let mut batch = EventBatch::new();
@@ -67,9 +67,9 @@ fn measure(arguments: &Arguments, folder: &PathBuf) -> Result<Value, String> {
     }))
 }
 
-fn idle(arguments: &Arguments, folder: &PathBuf) -> Value {
+fn idle(arguments: &Arguments, folder: &Path) -> Value {
     let generator = Generator::default();
-    let folders = [folder.clone()];
+    let folders = [folder.to_path_buf()];
     let (meter, before, begin) = (Meter::start(&folders, &generator), host::wake_ups_of_others(), Instant::now());
     thread::sleep(arguments.seconds);
     let (after, seconds) = (host::wake_ups_of_others(), begin.elapsed().as_secs_f64());

@@ -9,6 +9,7 @@ mod channel;
 mod cli;
 mod cpu;
 mod device;
+mod goals;
 mod host;
 mod idle;
 mod meter;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Device(arguments) => device::run(&arguments),
         Command::Channel(arguments) => channel::run(&arguments),
+        Command::Goals(arguments) => goals::run(&arguments),
         Command::Backlog(arguments) => backlog::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
     };

@@ -13,16 +13,24 @@ pub(crate) fn print(as_json: bool, result: &Value, table: impl FnOnce(&Value) ->
     }
 }
 
+/// Letters of the longest name of a result.
+const NAMES: usize = 44;
+
 /// One line for each member of an object, members of members with a dot between: for results that are no table.
 pub(crate) fn lines(result: &Value) -> String {
     fn append(out: &mut String, prefix: &str, members: &Map<String, Value>) {
         for (name, value) in members {
-            match value {
-                Value::Object(inner) => append(out, &format!("{prefix}{name}."), inner),
-                Value::Null => writeln!(out, "{prefix}{name:<24} -").expect("a String takes all"),
-                Value::String(text) => writeln!(out, "{prefix}{name:<24} {text}").expect("a String takes all"),
-                other => writeln!(out, "{prefix}{name:<24} {other}").expect("a String takes all"),
-            }
+            let name = format!("{prefix}{name}");
+            let shown = match value {
+                Value::Object(inner) => {
+                    append(out, &format!("{name}."), inner);
+                    continue;
+                }
+                Value::Null => "-".to_owned(),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            writeln!(out, "{name:<NAMES$} {shown}").expect("a String takes all");
         }
     }
     let mut out = String::new();

@@ -245,3 +245,20 @@ fn an_idle_channel_is_looked_at_before_and_after_its_first_event() {
     assert!(result["used"]["disk_bytes"].as_u64() > result["opened"]["disk_bytes"].as_u64(), "{result}");
     assert!(is_empty(scratch.path()));
 }
+
+#[test]
+fn the_goals_are_ratios_of_the_same_rounds() {
+    let scratch = scratch();
+    let quick = ["--rounds", "2", "--seconds", "0.05", "--bytes", "16M", "--drain-events", "1000"];
+    let result = json(&[&["goals", "--json", "--dir", dir(&scratch)][..], &quick[..]].concat());
+    let rows = result["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row["rounds"] == 2), "every figure is of every round: {result}");
+    for row in rows {
+        let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} of {row}"));
+        assert!(number("min") <= number("median") && number("median") <= number("max"), "{row}");
+    }
+    for goal in ["P1", "P2", "P4", "P7", "P10", "P11", "P12", "P13"] {
+        assert!(rows.iter().any(|row| row["goal"] == goal), "{goal} is missing: {result}");
+    }
+    assert!(is_empty(scratch.path()), "nothing stays");
+}

@@ -162,6 +162,10 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Value, String> {
 
 /// Takes and settles as fast as it goes, until the time is over or nothing is left.
 pub(crate) fn drain(arguments: &Arguments) -> Result<Value, String> {
+    Ok(drained(arguments)?.json(arguments))
+}
+
+pub(crate) fn drained(arguments: &Arguments) -> Result<Outcome, String> {
     let opened = reopen(arguments)?;
     let generator = Generator::default();
     let (taken, failed) = (AtomicU64::new(0), Mutex::new(None));
@@ -189,15 +193,14 @@ pub(crate) fn drain(arguments: &Arguments) -> Result<Value, String> {
     // The last wait, for nothing, does not belong to the draining; it costs no CPU.
     let elapsed = last.into_inner().unwrap_or_else(PoisonError::into_inner);
     let reading = Reading { elapsed, ..meter.read() };
-    let outcome = Outcome {
+    Ok(Outcome {
         put_events: None,
         take_events: Some(taken.into_inner()),
         transactions: Latencies::new(),
         reading,
         first_take: opened.first_take,
         depth: opened.channel.stats().size_events,
-    };
-    Ok(outcome.json(arguments))
+    })
 }
 
 /// Takes until the time is over or nothing comes; returns when the last settlement was durable.
