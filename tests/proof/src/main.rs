@@ -9,6 +9,7 @@ mod block;
 mod cuts;
 mod disks;
 mod faults;
+mod full;
 mod kills;
 mod lanes;
 mod ledger;
@@ -55,6 +56,8 @@ enum Arguments {
     Kills(tally::Alone),
     /// A kill at each system call.
     Syscalls(tally::Alone),
+    /// Full disks.
+    Full(tally::Alone),
     /// Two processes on one directory.
     Two(tally::Alone),
     /// A load on a channel, for layers that kill it.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Arguments::Faults(alone) => alone.run(faults::run),
         Arguments::Kills(alone) => alone.run(kills::run),
         Arguments::Syscalls(alone) => alone.run(syscalls::run),
+        Arguments::Full(alone) => alone.run(full::run),
         Arguments::Two(alone) => alone.run(two::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }
