@@ -49,6 +49,8 @@ pub struct FrameRequest {
     pub witness: bool,
     /// The frame holds the snapshot with which everything up to this ordinal is given back.
     pub retires: Option<u64>,
+    /// Bytes behind it that it must leave free in its segment.
+    pub leaves: usize,
 }
 
 /// A place, a nonce and the marks of one frame; never given twice.
@@ -124,6 +126,8 @@ pub enum Chore {
     Prepare { header: IncarnationHeader, place: Place, reserve_bytes: u64 },
     /// Make a spare segment: with it, settlements have room even when the disk is full.
     Reserve { slot: u64, len: u64, reserve_bytes: u64 },
+    /// Make a spare segment out of one that was given back on a full disk, where space that comes free goes to anybody.
+    Renew { old: u64, slot: u64, len: u64 },
     /// Remove a drained segment.
     Remove { slot: u64 },
     /// Find out whether a failed device takes writes again.
@@ -151,6 +155,10 @@ pub enum ChoreDone {
 
 /// So many segments without events are given back together; a snapshot and its witness fill at most two.
 const BARE_SEGMENTS: usize = 4;
+
+/// Places for segments that events leave alone, beside the open one. With two of them settlements never end on a full
+/// disk: once the second is begun, a snapshot in it makes the first superfluous, and its space makes the next.
+const RESERVE: usize = 2;
 
 pub const PROBE: &str = "probe";
 
@@ -189,6 +197,10 @@ impl Chore {
             }
             Chore::Reserve { slot, len, reserve_bytes } => {
                 let file = allocate(dir, *slot, *len, *reserve_bytes)?;
+                Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
+            }
+            Chore::Renew { old, slot, len } => {
+                let file = durable::renew(dir, &slot_name(*old), &slot_name(*slot), *len)?;
                 Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
             }
             Chore::Remove { slot } => {
@@ -240,6 +252,8 @@ pub struct Log {
     oldest_ordinal: u64,
     spares: Vec<(u64, u64, Arc<dyn File>)>,
     removals: Vec<u64>,
+    /// Slots with their lengths that become spares once they are zeroed.
+    renewals: Vec<(u64, u64)>,
     fences: Vec<Fence>,
     unclean: bool,
     /// Where the first incarnation of this run may stand behind those of earlier runs.
@@ -296,6 +310,7 @@ impl Log {
             oldest_ordinal: recovered.oldest_ordinal,
             spares: recovered.spares,
             removals: recovered.removals,
+            renewals: Vec::new(),
             fences: recovered.fences,
             unclean: recovered.unclean,
             resume: recovered.resume,
@@ -380,8 +395,14 @@ impl Log {
         if self.in_flight_bytes + stored_len as u64 > IN_FLIGHT_MAX {
             return Err(Refused::InFlight);
         }
-        if self.open.as_ref().is_none_or(|open| open.next_offset + stored_len as u64 > open.segment_end) {
-            self.roll(stored_len, request.seq_count > 0)?;
+        let takes_events = request.seq_count > 0;
+        if takes_events && self.lacks_reserve() && !planted::is(Bug::SpendLastSpare) {
+            self.wanted = self.wanted.max(stored_len);
+            return Err(Refused::NeedsSegment);
+        }
+        let needed = (stored_len + request.leaves) as u64;
+        if self.open.as_ref().is_none_or(|open| open.next_offset + needed > open.segment_end) {
+            self.roll(stored_len, takes_events)?;
         }
         let open = self.open.as_mut().expect("rolled to an incarnation with room");
         let own_place = Mark { ordinal: open.ordinal, offset: open.next_offset };
@@ -430,8 +451,10 @@ impl Log {
 
     /// Turns to the prepared segment.
     fn roll(&mut self, stored_len: usize, takes_events: bool) -> Result<(), Refused> {
-        // Events leave the last spare alone, so that settlements, and with them the way out of a full disk, have room.
-        if takes_events && self.spares.is_empty() && self.open.is_some() && !planted::is(Bug::SpendLastSpare) {
+        // Events leave the reserve alone, so that settlements, and with them the way out of a full disk, have room. The
+        // first segment of all does not wait for it: nothing is there to be settled.
+        let spends_reserve = self.spares.len() < RESERVE && !self.segments.is_empty();
+        if takes_events && spends_reserve && !planted::is(Bug::SpendLastSpare) {
             self.wanted = self.wanted.max(stored_len);
             return Err(Refused::NeedsSegment);
         }
@@ -543,8 +566,33 @@ impl Log {
 
     /// Whether [`next_chore`](Log::next_chore) has something to do that no retry time holds back.
     pub fn chore_waits(&self, needed: bool) -> bool {
-        let allocates = self.blocked.is_none() && (self.wants_segment(needed) || self.wants_spare());
-        !self.busy && self.failure.is_none() && (!self.removals.is_empty() || allocates)
+        let allocates = self.blocked.is_none() && (self.wants_segment(needed) || self.wants_spare(needed));
+        let has_place = self.wants_segment(needed) && self.has_place();
+        !self.busy && self.failure.is_none() && (!self.removals.is_empty() || !self.renewals.is_empty() || allocates || has_place)
+    }
+
+    /// Whether a segment can be prepared without allocating one.
+    fn has_place(&self) -> bool {
+        let needed = (INCARNATION_HEADER + self.wanted) as u64;
+        self.resume_place(needed).is_some() || self.spares.iter().any(|(_, len, _)| *len >= needed)
+    }
+
+    /// Whether events would take room that settlements will need. In the first quarter of the first segment of all they
+    /// do not: the reserve is made meanwhile.
+    fn lacks_reserve(&self) -> bool {
+        let Some(open) = &self.open else { return false };
+        let begins = self.segments.len() == 1 && open.next_offset * 4 < open.segment_end;
+        self.spares.len() + usize::from(self.ready.is_some()) < RESERVE && !begins
+    }
+
+    /// Whether the open segment is the last one for now: the disk is full and nothing is in reserve.
+    pub fn is_last_place(&self) -> bool {
+        self.blocked.is_some() && self.ready.is_none() && self.spares.is_empty()
+    }
+
+    /// Whether a frame of `stored_len` bytes without events finds room at once.
+    pub fn has_room(&self, stored_len: u64) -> bool {
+        self.open.as_ref().is_some_and(|open| open.next_offset + stored_len <= open.segment_end) || self.ready.is_some()
     }
 
     fn wants_segment(&self, needed: bool) -> bool {
@@ -557,8 +605,8 @@ impl Log {
         asked && !self.ready.as_ref().is_some_and(fits)
     }
 
-    fn wants_spare(&self) -> bool {
-        self.spares.is_empty() && self.open.is_some()
+    fn wants_spare(&self, needed: bool) -> bool {
+        self.spares.len() < RESERVE && (self.open.is_some() || needed)
     }
 
     /// The next piece of work with files. `needed` says that frames wait for a segment, `retry` that a blocked
@@ -575,31 +623,47 @@ impl Log {
             self.busy = true;
             return Some(Chore::Remove { slot });
         }
-        if self.blocked.is_some() && !retry {
-            return None;
+        if let Some((old, len)) = self.renewals.pop() {
+            self.busy = true;
+            let slot = self.next_slot;
+            self.next_slot += 1;
+            return Some(Chore::Renew { old, slot, len });
         }
-        if self.wants_segment(needed) {
+        let held = self.blocked.is_some() && !retry;
+        if self.wants_segment(needed) && (!held || self.has_place()) {
             self.busy = true;
             return Some(self.prepare(random, now_ms));
         }
-        if self.wants_spare() {
+        if held {
+            return None;
+        }
+        if self.wants_spare(needed) {
             self.busy = true;
             let slot = self.next_slot;
             self.next_slot += 1;
             let len = self.options.segment_len.max((INCARNATION_HEADER + self.wanted) as u64);
             return Some(Chore::Reserve { slot, len, reserve_bytes: self.options.reserve_bytes });
         }
+        // Nothing is wanted any more: what will be wanted is tried at once.
+        self.blocked = None;
         None
+    }
+
+    /// The segment and the offset behind an earlier run's frames, if `needed` bytes fit there.
+    fn resume_place(&self, needed: u64) -> Option<(&Segment, u64)> {
+        let (ordinal, offset) = self.resume?;
+        let segment = self.segments.back().filter(|segment| segment.ordinal == ordinal)?;
+        (offset + needed.max(SEGMENT_MIN) <= segment.len).then_some((segment, offset))
     }
 
     fn prepare(&mut self, random: &dyn Random, now_ms: u64) -> Chore {
         let needed = (INCARNATION_HEADER + self.wanted) as u64;
-        let resume = self.resume.take().and_then(|(ordinal, offset)| {
-            let segment = self.segments.back().filter(|segment| segment.ordinal == ordinal)?;
-            (offset + needed.max(SEGMENT_MIN) <= segment.len).then_some((segment, offset))
-        });
-        let (ordinal, slot, offset, segment_len, place) = if let Some((segment, offset)) = resume {
+        let behind = self.resume_place(needed).map(|(segment, offset)| {
             (segment.ordinal, segment.slot, offset, segment.len, Place::Behind(Arc::clone(&segment.file)))
+        });
+        self.resume = None;
+        let (ordinal, slot, offset, segment_len, place) = if let Some(behind) = behind {
+            behind
         } else {
             let ordinal = self.next_ordinal;
             self.next_ordinal += 1;
@@ -645,8 +709,11 @@ impl Log {
     pub fn chore_done(&mut self, chore: Chore, result: io::Result<ChoreDone>) {
         self.busy = false;
         match (chore, result) {
-            (_, Ok(ChoreDone::Prepared { header, file, .. })) => {
-                self.blocked = None;
+            (chore, Ok(ChoreDone::Prepared { header, file, .. })) => {
+                // A place that was there already says nothing of space.
+                if matches!(chore, Chore::Prepare { place: Place::New, .. }) {
+                    self.blocked = None;
+                }
                 if self.failure.is_some() {
                     // Its fences are from before the failure.
                     self.discard(&header);
@@ -658,11 +725,15 @@ impl Log {
                 let key = self.options.key.as_ref().map(|key| Arc::new(key.derive(&header.salt).0));
                 self.ready = Some(Prepared { header, key, file });
             }
-            (_, Ok(ChoreDone::Reserved { slot, len, file })) => {
-                self.blocked = None;
+            (chore, Ok(ChoreDone::Reserved { slot, len, file })) => {
+                // A renewed one says nothing of space.
+                if matches!(chore, Chore::Reserve { .. }) {
+                    self.blocked = None;
+                }
                 self.spares.push((slot, len, file));
             }
-            (_, Ok(ChoreDone::Removed)) => {}
+            // There is space again.
+            (_, Ok(ChoreDone::Removed)) => self.blocked = None,
             (_, Ok(ChoreDone::Probed)) => {
                 if self.fences.len() < FENCES_MAX {
                     self.device.probed();
@@ -671,13 +742,18 @@ impl Log {
                     self.blocked = None;
                 }
             }
-            (chore @ (Chore::Prepare { .. } | Chore::Reserve { .. }), Err(error)) => {
+            (chore @ (Chore::Prepare { .. } | Chore::Reserve { .. } | Chore::Renew { .. }), Err(error)) => {
                 self.blocked = Some(error.to_string());
-                let new = !matches!(chore, Chore::Prepare { place: Place::Spare(_) | Place::Behind(_), .. });
+                let new = matches!(chore, Chore::Prepare { place: Place::New, .. } | Chore::Reserve { .. });
                 let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
                 // A full disk costs nothing but the attempt; any other failure leaves the device in doubt.
                 if !(new && full) {
                     self.device.fail(self.epoch, &error.to_string());
+                } else if let Chore::Prepare { header, .. } = chore
+                    && header.ordinal + 1 == self.next_ordinal
+                {
+                    // No file ever had it, and segments without a gap testify to each other's ends.
+                    self.next_ordinal = header.ordinal;
                 }
             }
             (Chore::Remove { slot }, Err(error)) => {
@@ -741,6 +817,36 @@ impl Log {
                 self.removals.push(segment.slot);
             }
         }
+    }
+
+    /// Segments without events that the disk needs the space of: it is full, and the open segment is the last one. Once
+    /// a snapshot that was made after this is durable, they say nothing any more: call [`vacate`](Log::vacate).
+    pub fn vacatable(&self) -> Vec<u64> {
+        if self.failure.is_some() || self.late > 0 || self.open.is_none() || !self.is_last_place() {
+            return Vec::new();
+        }
+        let in_use = |segment: &Segment| {
+            self.open.as_ref().is_some_and(|open| open.ordinal == segment.ordinal)
+                || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
+        };
+        let older = self.segments.iter().take(self.segments.len().saturating_sub(1));
+        let bare = older.filter(|segment| segment.first_seq == segment.end_seq && !in_use(segment));
+        bare.map(|segment| segment.ordinal).collect()
+    }
+
+    /// Gives back segments without events out of their order. Their files are removed, or zeroed under a temporary name,
+    /// and never written to as they are: a torn header over frames that still count would be taken for one that rotted.
+    /// A crash leaves them whole or takes them away, and what they say is true.
+    pub fn vacate(&mut self, ordinals: &[u64]) {
+        let is_vacated = |segment: &Segment| ordinals.contains(&segment.ordinal);
+        for segment in self.segments.iter().filter(|segment| is_vacated(segment)) {
+            if segment.len == self.options.segment_len && self.renewals.len() < RESERVE {
+                self.renewals.push((segment.slot, segment.len));
+            } else {
+                self.removals.push(segment.slot);
+            }
+        }
+        self.segments.retain(|segment| !is_vacated(segment));
     }
 
     /// Opens a slot's file for reading and writing; for recovery.

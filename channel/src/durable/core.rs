@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use wal::device::Signal;
+use wal::limits::PAGE;
 use wal::log::{Chore, ChoreDone, Log};
 use wal::planted::{self, Bug};
 use wal::recover::known::KnownSegment;
@@ -22,7 +23,7 @@ use wal::seal::Random;
 
 use super::cache::Cache;
 use super::checkpoint::{Checkpoint, KnownLog};
-use super::job::{PendingPut, PendingState, PutSender, SettleSender};
+use super::job::{PendingPut, PendingState, PutSender, Retiring, SettleSender};
 use super::queue::{ConsumerId, Queue};
 use super::ranges::RangeSet;
 use super::sections::{Mark, SettledRuns};
@@ -239,7 +240,14 @@ impl Core {
                     seat.log.release(ordinal);
                     continue;
                 }
-                seat.retiring = Some(ordinal);
+                seat.retiring = Some(Retiring::UpTo(ordinal));
+                seat.snapshot_wanted = true;
+                continue;
+            }
+            // A full disk whose oldest segments are still needed: settlements must not run out of room.
+            let bare = seat.log.vacatable();
+            if !bare.is_empty() {
+                seat.retiring = Some(Retiring::Bare(bare));
                 seat.snapshot_wanted = true;
             }
         }
@@ -269,8 +277,14 @@ impl Core {
         }
         // Another log's word is worth more: its disk does not fail with the first one's.
         let others = (1..self.seats.len()).map(|step| (last + step) % self.seats.len());
-        let fit = |other: &usize| self.seats[*other].is_well(now) && !self.seats[*other].needs_segment;
+        let fit = |other: &usize| self.seats[*other].is_well(now) && self.takes_witness(*other);
         others.into_iter().find(fit).unwrap_or(last) == index
+    }
+
+    /// Whether a witness, which is one page, finds room in a log.
+    fn takes_witness(&self, index: usize) -> bool {
+        let Seat { log, needs_segment, .. } = &self.seats[index];
+        log.failure().is_none() && (!needs_segment || log.has_room(PAGE as u64))
     }
 
     /// When [`tick`](Core::tick) is due; `None` while nothing waits for time.
@@ -280,7 +294,9 @@ impl Core {
         let riding = self.riding_due();
         let takes = self.takes.iter().filter_map(|take| take.deadline).min();
         let idle = self.pending.is_empty() && !self.seats.iter().any(|seat| seat.log.has_in_flight());
-        let witness = self.unwitnessed.filter(|_| idle).map(|(_, due)| due);
+        // One that finds no room waits for that, and not for time.
+        let placed = (0..self.seats.len()).any(|index| self.takes_witness(index));
+        let witness = self.unwitnessed.filter(|_| idle && placed).map(|(_, due)| due);
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
         let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
         let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
@@ -356,7 +372,9 @@ impl Core {
         }
         seat.log.chore_done(chore, result);
         seat.heard(now);
-        if failed || seat.log.failure().is_some() {
+        // One that was due while another chore was out has not been made.
+        let waits = seat.log.blocked().is_some() && seat.retry_at.is_none();
+        if failed || seat.log.failure().is_some() || waits {
             seat.retry_at = Some(now + RETRY_AFTER);
         }
         self.tick(now, answers);
@@ -394,7 +412,8 @@ impl Core {
 
     /// Whether everything accepted is durable, or nothing can be done about it.
     pub(crate) fn is_flushed(&self) -> bool {
-        let failed = self.seats.iter().all(|seat| seat.log.failure().is_some() || seat.log.blocked().is_some());
+        let full = |seat: &Seat| seat.log.blocked().is_some() && seat.needs_segment;
+        let failed = self.seats.iter().all(|seat| seat.log.failure().is_some() || full(seat));
         let busy = self.seats.iter().any(|seat| seat.log.has_in_flight());
         let written = self.pending.is_empty() && self.states.is_empty() && self.voids.is_empty();
         !busy && (failed || (written && self.unwitnessed.is_none()))

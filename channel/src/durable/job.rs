@@ -58,6 +58,15 @@ pub(crate) struct PendingState {
     pub(crate) sender: Option<SettleSender>,
 }
 
+/// Segments to give back, by ordinal.
+#[derive(Debug, Clone)]
+pub(crate) enum Retiring {
+    /// The oldest ones, up to this.
+    UpTo(u64),
+    /// These ones, which hold no events, out of their order.
+    Bare(Vec<u64>),
+}
+
 /// One frame with all that depends on it.
 pub(crate) struct Job {
     pub(crate) log: usize,
@@ -67,8 +76,8 @@ pub(crate) struct Job {
     pub(crate) voids: Vec<SeqRange>,
     /// Sections other than transactions, encoded.
     pub(crate) sections: Vec<u8>,
-    /// This frame carries a snapshot for the segment of this ordinal.
-    pub(crate) retires: Option<u64>,
+    /// This frame carries a snapshot for these segments.
+    pub(crate) retires: Option<Retiring>,
     pub(crate) slot: Option<WriteSlot>,
 }
 

@@ -302,6 +302,15 @@ fn write_verdict(log: &mut Log, dir: &dyn Dir, random: &dyn Random, now_ms: u64)
     Ok(())
 }
 
+/// Whether a directory of the channel is missing. Writes nothing: where a disk is not mounted, nothing is left behind.
+pub(crate) fn check_members(dirs: &[OpenDir], random: &dyn Random) -> Result<(), OpenError> {
+    match identify(dirs, random, 0) {
+        Err(missing @ OpenError::MissingDirectory { .. }) => Err(missing),
+        // Anything else is for those to find who hold the locks.
+        _ => Ok(()),
+    }
+}
+
 /// Locks are the caller's; here each directory says whose it is, and new ones are told.
 fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, OpenError> {
     if dirs.len() > MEMBERS_MAX {
@@ -326,8 +335,11 @@ fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, 
     }
     let newest = found.iter().flatten().max_by_key(|identity| identity.generation).cloned();
     let empty = |index: usize| -> Result<bool, OpenError> {
-        let failed = |error| OpenError::Io { dir: dirs[index].dir.name(), action: "list".to_owned(), error };
-        Ok(!dirs[index].dir.list().map_err(failed)?.iter().any(|name| slot_of(name).is_some()))
+        match dirs[index].dir.list() {
+            Ok(names) => Ok(!names.iter().any(|name| slot_of(name).is_some())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(OpenError::Io { dir: dirs[index].dir.name(), action: "list".to_owned(), error }),
+        }
     };
     let mut fresh: Vec<usize> = Vec::new();
     for (index, identity) in found.iter().enumerate() {

@@ -21,7 +21,7 @@ use wal::seal::{ChannelKey, OsRandom};
 
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
-use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
+use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
 use super::read::Cursors;
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::event::EventBatch;
@@ -204,6 +204,11 @@ impl DurableChannel {
     /// Opens the channel in its directories, recovering what is there. Blocks while it reads.
     pub fn open(options: DurableOptions, devices: &Devices) -> Result<DurableChannel, OpenError> {
         check(&options)?;
+        let untouched = |path: &PathBuf| OpenDir {
+            dir: Arc::new(RealDir::untouched(path)),
+            device: Device::new(path.display().to_string(), DEPTH_DEFAULT),
+        };
+        check_members(&options.data_dirs.iter().map(untouched).collect::<Vec<_>>(), &OsRandom)?;
         let (mut dirs, mut locks) = (Vec::new(), Vec::new());
         for path in &options.data_dirs {
             let failed = |action: &str, error| OpenError::Io {
@@ -652,6 +657,23 @@ mod tests {
         assert_eq!(used(root.path()), before);
         let channel = open(root.path(), small);
         assert_eq!(channel.consumer("k1").take(LIMITS, Duration::from_secs(60)).wait().unwrap().event_count(), 10);
+    }
+
+    #[test]
+    fn a_vanished_directory_is_refused_and_nothing_is_put_in_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let both = |options: &mut DurableOptions| {
+            (options.segment_len, options.data_dirs) = (1 << 20, vec![root.path().join("d"), root.path().join("e")]);
+        };
+        let channel = open(root.path(), both);
+        channel.producer().put(batch(10, b"x")).wait().unwrap();
+        drop(channel);
+        std::fs::remove_dir_all(root.path().join("e")).unwrap();
+        let mut options = DurableOptions::new("c1", Vec::new());
+        both(&mut options);
+        let refused = DurableChannel::open(options, &Devices::new());
+        assert!(matches!(refused, Err(OpenError::MissingDirectory { .. })));
+        assert!(!root.path().join("e").exists());
     }
 
     #[test]

@@ -35,23 +35,43 @@ pub fn put_zeroed(dir: &dyn Dir, name: &str, len: u64) -> io::Result<Arc<dyn Fil
     assert!(len.is_multiple_of(PAGE as u64), "segments are whole pages");
     let temporary = format!("{name}{TEMPORARY}");
     let file = create_afresh(dir, &temporary)?;
+    if let Err(error) = zero(&*file, len) {
+        // A full disk is the usual cause: give the space back at once. The name was never published.
+        drop(file);
+        let _ignored = dir.remove(&temporary);
+        return Err(error);
+    }
+    finish_zeroed(dir, file, &temporary, name)
+}
+
+/// Makes `name`, `len` zero bytes, out of the file `old`, without asking the disk for space. Under its old name the file
+/// is whole or gone after a crash: the zeros follow once the temporary name is durable.
+pub fn renew(dir: &dyn Dir, old: &str, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    let temporary = format!("{name}{TEMPORARY}");
+    dir.rename(old, &temporary)?;
+    dir.sync()?;
+    let file = dir.open(&temporary, Access::ReadWrite)?;
+    zero(&*file, len)?;
+    finish_zeroed(dir, file, &temporary, name)
+}
+
+fn zero(file: &dyn File, len: u64) -> io::Result<()> {
     let zeros = Buffer::zeroed(ZERO_CHUNK.min(len as usize))?;
     let mut at = 0;
     while at < len {
         let chunk = (len - at).min(zeros.len() as u64) as usize;
-        if let Err(error) = file.write_at(&zeros[..chunk], at) {
-            // A full disk is the usual cause: give the space back at once. The name was never published.
-            drop(file);
-            let _ignored = dir.remove(&temporary);
-            return Err(error);
-        }
+        file.write_at(&zeros[..chunk], at)?;
         at += chunk as u64;
     }
+    Ok(())
+}
+
+fn finish_zeroed(dir: &dyn Dir, file: Arc<dyn File>, temporary: &str, name: &str) -> io::Result<Arc<dyn File>> {
     if !planted::is(Bug::PublishUnsyncedSegment) {
         file.sync()?;
     }
     drop(file);
-    publish(dir, &temporary, name)?;
+    publish(dir, temporary, name)?;
     dir.open(name, Access::ReadWrite)
 }
 

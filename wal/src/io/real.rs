@@ -54,6 +54,11 @@ impl RealDir {
         RealDir::open(path, Some(Backend::Buffered), false)
     }
 
+    /// `path` as it is, perhaps not there: nothing is made until something is written.
+    pub fn untouched(path: &Path) -> RealDir {
+        RealDir { path: path.to_owned(), backend: Backend::Buffered }
+    }
+
     fn open(path: &Path, wanted: Option<Backend>, may_write: bool) -> io::Result<RealDir> {
         if !fs::metadata(path)?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a directory", path.display())));

@@ -428,12 +428,19 @@ impl LogScan {
         known.is_empty() || (all && self.lost_headers.is_empty())
     }
 
+    /// Where the segment at `index` must reach, by what the next one says. A gap in the ordinals says nothing: a segment
+    /// without events was given back there, and the next one speaks of its end.
+    fn successor_says(&self, index: usize) -> u64 {
+        let next_ordinal = self.segments[index].segment.ordinal + 1;
+        let next = self.segments.get(index + 1).filter(|next| next.segment.ordinal == next_ordinal);
+        next.map_or(0, |next| next.previous_end)
+    }
+
     /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.
     pub fn judge(&self, witnessed: Mark) -> Vec<Finding> {
         let mut findings = self.lost_headers.clone();
         for (index, found) in self.segments.iter().enumerate() {
-            // Where this segment must reach, by what the next one says.
-            let successor_says = self.segments.get(index + 1).map_or(0, |next| next.previous_end);
+            let successor_says = self.successor_says(index);
             let reached = match witnessed.ordinal.cmp(&found.segment.ordinal) {
                 std::cmp::Ordering::Less => 0,
                 std::cmp::Ordering::Equal => witnessed.offset,
@@ -455,7 +462,7 @@ impl LogScan {
         let mut fences = self.fences.clone();
         let mut unclean = false;
         for (index, found) in self.segments.iter().enumerate() {
-            let successor_says = self.segments.get(index + 1).map_or(0, |next| next.previous_end);
+            let successor_says = self.successor_says(index);
             for outline in &found.incarnations {
                 let fenced = self.fences_of(found.segment.ordinal, outline.id).next().is_some();
                 // Its last frames, or all of them, may be missing while one that overtook them stands in the next segment.

@@ -54,6 +54,7 @@ fn reserve_with(log: &mut Log, disk: &SimDisk, pages: usize, retires: Option<u64
         now_ms: 0,
         witness: false,
         retires,
+        leaves: 0,
     };
     loop {
         match log.reserve(&request) {

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use wal::device::WriteSlot;
+use wal::format::frame;
 use wal::format::section::LogMark;
-use wal::limits::FRAME_TARGET;
+use wal::limits::{FRAME_TARGET, PAGE};
 use wal::log::{Completion, FrameRequest, Refused, Reservation};
 use wal::planted::{self, Bug};
 
 use super::{Answer, Core, RETRY_AFTER, WITNESS_AFTER};
 use crate::api::{PutError, PutReceipt};
-use crate::durable::job::{Job, PendingPut, PendingState};
+use crate::durable::job::{Job, PendingPut, PendingState, Retiring};
 use crate::durable::sections::{self, Mark, SettledRuns, Snapshot, VersionedNote};
 use crate::settlement::{NoteUpdate, SeqRange, SettleError};
 
@@ -48,6 +49,9 @@ impl Core {
         if chosen.is_empty() && !state_waits && !witness_due {
             return None;
         }
+        // Without the snapshot that gives segments back, the last place would be the last one for good.
+        let keeps_room = self.seats[index].log.is_last_place() && state_waits && !snapshot;
+        let leaves = if keeps_room { self.snapshot_room() } else { 0 };
         let device = self.seats[index].log.device().clone();
         let Some(slot) = device.try_start(bytes, &self.signals[index]) else {
             // Perhaps writes of another channel have all its slots, and hang.
@@ -79,7 +83,8 @@ impl Core {
                 sections::append_snapshot(&mut encoded, &self.snapshot());
             }
             let witness = chosen.is_empty() && !state_waits;
-            if witness {
+            if witness || snapshot {
+                // What is given back after a snapshot may have testified to other logs.
                 sections::append_marks(&mut encoded, &self.marks());
             }
             let puts_len: usize = chosen.iter().map(|place| self.pending[*place].section_len()).sum();
@@ -96,7 +101,11 @@ impl Core {
                 floor: self.queue.floor(),
                 now_ms,
                 witness,
-                retires: self.seats[index].retiring.filter(|_| snapshot),
+                retires: match self.seats[index].retiring {
+                    Some(Retiring::UpTo(ordinal)) if snapshot => Some(ordinal),
+                    _ => None,
+                },
+                leaves,
             };
             let too_long = request.body_len > self.seats[index].log.body_max();
             if too_long && !chosen.is_empty() {
@@ -195,7 +204,7 @@ impl Core {
             puts,
             voids,
             sections,
-            retires: if snapshot { seat.retiring } else { None },
+            retires: seat.retiring.clone().filter(|_| snapshot),
             slot: Some(slot),
             reservation,
         }
@@ -203,6 +212,14 @@ impl Core {
 
     pub(super) fn marks(&self) -> Vec<LogMark> {
         self.seats.iter().map(|seat| LogMark { log: seat.log.id(), mark: seat.log.durable() }).collect()
+    }
+
+    /// Bytes of a frame with a snapshot, and of one more witness.
+    fn snapshot_room(&self) -> usize {
+        let mut encoded = Vec::new();
+        sections::append_snapshot(&mut encoded, &self.snapshot());
+        sections::append_marks(&mut encoded, &self.marks());
+        frame::stored_len(encoded.len(), true) + PAGE
     }
 
     /// All that must outlive segments.
@@ -387,10 +404,13 @@ impl Core {
                 answers.push(Answer::Settle(sender, Ok(())));
             }
         }
-        if let Some(ordinal) = job.retires {
+        if let Some(retiring) = job.retires {
             let seat = &mut self.seats[job.log];
             seat.retiring = None;
-            seat.log.release(ordinal);
+            match retiring {
+                Retiring::UpTo(ordinal) => seat.log.release(ordinal),
+                Retiring::Bare(ordinals) => seat.log.vacate(&ordinals),
+            }
         }
     }
 }
@@ -400,18 +420,26 @@ mod tests {
     use std::sync::Arc;
 
     use wal::device::Device;
+    use wal::io::buffer::Buffer;
     use wal::io::sim::{SimDisk, SimRandom};
 
     use super::*;
+    use crate::api::TakeLimits;
     use crate::durable::core::CoreOptions;
     use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
+    use crate::durable::read::Cursors;
     use crate::event::EventBatch;
+    use crate::settlement::{Outcome, Settlement};
     use crate::ticket::Ticket;
 
     fn core(disk: &SimDisk) -> Core {
+        core_with(disk, 1 << 20, Duration::from_secs(60))
+    }
+
+    fn core_with(disk: &SimDisk, segment_len: u64, keep_alive: Duration) -> Core {
         let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4) }];
         let settings = OpenSettings {
-            segment_len: 1 << 20,
+            segment_len,
             reserve_bytes: 0,
             key: None,
             keys: Vec::new(),
@@ -421,9 +449,9 @@ mod tests {
         let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
         let options = CoreOptions {
             name: "c1".to_owned(),
-            capacity: 100,
+            capacity: 1_000_000,
             transaction_capacity: 100,
-            keep_alive: Duration::from_secs(60),
+            keep_alive,
             disk_bytes_max: None,
             hot_tail_bytes: 0,
             checkpoint_interval: Duration::ZERO,
@@ -471,5 +499,139 @@ mod tests {
         let again = gather(&mut core, &disk, now).expect("a frame");
         let voids: Vec<usize> = again.puts.iter().map(|put| put.voids.len()).collect();
         assert_eq!(voids[..2], [1, 1], "those that failed go first");
+    }
+
+    /// Does what there is to do, until nothing is left that time alone would not bring.
+    fn run(core: &mut Core, disk: &SimDisk, now: Duration) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        core.tick(now, &mut answers);
+        loop {
+            if let Some(chore) = core.next_chore(0, now, 1) {
+                let result = chore.run(&*disk.dir("d"));
+                core.chore_done(0, now, chore, result, &mut answers);
+            } else if let Some(job) = core.gather(0, now, 1, &mut answers) {
+                let frame = job.seal(Buffer::zeroed(0).unwrap()).unwrap();
+                let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+                core.complete(now, job, result, &mut answers);
+            } else if !core.chore_waits(0) {
+                core.tick(now, &mut answers);
+                return answers;
+            }
+        }
+    }
+
+    /// One event in a frame of its own. Whether it was acknowledged.
+    fn put_one(core: &mut Core, disk: &SimDisk, now: Duration) -> bool {
+        let mut batch = EventBatch::new();
+        batch.push([("a", "b")], b"x");
+        core.put(now, PendingPut::new(1, batch, Ticket::pair().0, now), &mut Vec::new());
+        let answers = run(core, disk, now);
+        answers.iter().any(|answer| matches!(answer, Answer::Put(_, Ok(_))))
+    }
+
+    /// Takes one event and settles it in a frame of its own. Whether that was acknowledged.
+    fn settle_one(core: &mut Core, disk: &SimDisk, now: Duration) -> bool {
+        let limits = TakeLimits { events: 1, bytes: 1000 };
+        let (sender, ticket) = Ticket::pair();
+        let mut answers = Vec::new();
+        core.take(now, 1, limits, Duration::from_secs(1), sender, &mut answers);
+        while let Some(job) = core.next_read() {
+            core.read_done(now, job.run(&mut Cursors::default()), &mut answers);
+        }
+        answers.into_iter().for_each(Answer::send);
+        let lease = ticket.wait().unwrap();
+        let (sender, _ticket) = Ticket::pair();
+        core.settle(now, 1, vec![Settlement { ranges: lease.ranges(), outcome: Outcome::Delivered, notes: Vec::new() }], sender, &mut Vec::new());
+        let answers = run(core, disk, now);
+        answers.iter().any(|answer| matches!(answer, Answer::Settle(_, Ok(()))))
+    }
+
+    const SMALL: u64 = 32 * 4096;
+
+    #[test]
+    fn a_full_disk_drains_however_small_the_settlements_are() {
+        let disk = SimDisk::default();
+        disk.set_capacity(12 * SMALL);
+        let now = Duration::from_secs(1);
+        let mut core = core_with(&disk, SMALL, Duration::ZERO);
+        let mut queued = 0;
+        while put_one(&mut core, &disk, now) {
+            queued += 1;
+        }
+        assert!(queued > 100, "{queued}");
+        // The oldest event stays with a consumer, so that no segment with events can go.
+        let limits = TakeLimits { events: 1, bytes: 1000 };
+        let (sender, ticket) = Ticket::pair();
+        core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
+        while let Some(job) = core.next_read() {
+            let mut answers = Vec::new();
+            core.read_done(now, job.run(&mut Cursors::default()), &mut answers);
+            answers.into_iter().for_each(Answer::send);
+        }
+        assert_eq!(ticket.wait().unwrap().event_count(), 1);
+        for settled in 1..queued {
+            // Processes die on full disks too.
+            if settled % 17 == 0 {
+                drop(core);
+                core = core_with(&disk, SMALL, Duration::ZERO);
+                assert_eq!(core.stats().size_events, queued - settled + 1);
+                let (sender, _ticket) = Ticket::pair();
+                core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
+                while let Some(job) = core.next_read() {
+                    core.read_done(now, job.run(&mut Cursors::default()), &mut Vec::new());
+                }
+            }
+            assert!(settle_one(&mut core, &disk, now), "the settlement after {settled} of {queued}");
+        }
+        drop(core);
+        assert_eq!(core_with(&disk, SMALL, Duration::ZERO).stats().size_events, 1);
+    }
+
+    #[test]
+    fn events_leave_the_reserve_alone_after_a_restart() {
+        let disk = SimDisk::default();
+        disk.set_capacity(6 * SMALL);
+        let mut now = Duration::from_secs(1);
+        let mut core = core_with(&disk, SMALL, Duration::ZERO);
+        while put_one(&mut core, &disk, now) {}
+        let queued = core.stats().size_events;
+        for _ in 0..10 {
+            drop(core);
+            core = core_with(&disk, SMALL, Duration::ZERO);
+            now += RETRY_AFTER;
+            while put_one(&mut core, &disk, now) {}
+        }
+        assert!(queued - 1 <= core.stats().size_events);
+        assert!(settle_one(&mut core, &disk, now));
+    }
+
+    #[test]
+    fn an_attempt_that_found_nothing_to_do_does_not_end_the_attempts() {
+        let disk = SimDisk::default();
+        disk.set_capacity(6 * SMALL);
+        let mut now = Duration::from_secs(1);
+        let mut core = core_with(&disk, SMALL, Duration::ZERO);
+        while put_one(&mut core, &disk, now) {}
+        for _ in 0..3 {
+            now += RETRY_AFTER;
+            run(&mut core, &disk, now);
+        }
+        disk.set_capacity(60 * SMALL);
+        now += RETRY_AFTER;
+        run(&mut core, &disk, now);
+        assert!(put_one(&mut core, &disk, now));
+    }
+
+    #[test]
+    fn a_witness_without_room_does_not_keep_the_clock_busy() {
+        let disk = SimDisk::default();
+        disk.set_capacity(6 * SMALL);
+        let now = Duration::from_secs(1);
+        let mut core = core_with(&disk, SMALL, Duration::ZERO);
+        while put_one(&mut core, &disk, now) {}
+        let late = now + WITNESS_AFTER * 2;
+        run(&mut core, &disk, late);
+        core.next_checkpoint(late);
+        assert!(core.next_deadline().is_none_or(|deadline| deadline > late), "{:?}", core.next_deadline());
     }
 }

@@ -10,7 +10,7 @@ use wal::log::Log;
 use wal::segment::Segment;
 
 use super::Core;
-use crate::durable::job::{Job, PendingState};
+use crate::durable::job::{Job, PendingState, Retiring};
 use crate::durable::queue::Queue;
 
 /// A disk that owes an answer for so long stalls: nothing new is given to it while another one is well.
@@ -25,8 +25,8 @@ pub(super) struct Seat {
     pub(super) failed_out: usize,
     pub(super) needs_segment: bool,
     pub(super) retry_at: Option<Duration>,
-    /// The oldest segment can go once a snapshot is durable here.
-    pub(super) retiring: Option<u64>,
+    /// These segments can go once a snapshot is durable here.
+    pub(super) retiring: Option<Retiring>,
     pub(super) snapshot_wanted: bool,
     /// The segment at the old end and the event in it that it waits for: while that is open, nobody looks at the others.
     held_up: Cell<Option<(u64, u64)>>,
