@@ -321,7 +321,11 @@ impl Consuming {
         while !stop.load(Ordering::Acquire) {
             let limits = TakeLimits { events: 1 + self.random.below(TAKE_MAX) as usize, bytes: 64 << 10 };
             match self.handle.take(limits, TAKE_WAIT).wait() {
-                Ok(lease) if lease.is_empty() => {}
+                // Nothing else comes: what is kept is all that is left.
+                Ok(lease) if lease.is_empty() => {
+                    let held = std::mem::take(&mut self.held);
+                    self.settle(held);
+                }
                 Ok(lease) if self.held.is_empty() && self.random.below(4) == 0 => self.held = lease,
                 Ok(lease) => {
                     let held = std::mem::take(&mut self.held);
