@@ -31,8 +31,6 @@ pub struct LogOptions {
     pub log: [u8; 16],
     pub segment_len: u64,
     pub key: Option<ChannelKey>,
-    /// Drained segments kept for reuse.
-    pub spare_segments: usize,
     /// Free bytes of the file system that allocation leaves alone.
     pub reserve_bytes: u64,
 }
@@ -158,7 +156,9 @@ const BARE_SEGMENTS: usize = 4;
 
 /// Places for segments that events leave alone, beside the open one. With two of them settlements never end on a full
 /// disk: once the second is begun, a snapshot in it makes the first superfluous, and its space makes the next.
-const RESERVE: usize = 2;
+const RESERVE: usize = RESERVE_OF_VERDICT + 2;
+/// Places that nothing but the verdict of a start takes: without it a full disk would not open again.
+const RESERVE_OF_VERDICT: usize = 1;
 
 pub const PROBE: &str = "probe";
 
@@ -568,13 +568,27 @@ impl Log {
     pub fn chore_waits(&self, needed: bool) -> bool {
         let allocates = self.blocked.is_none() && (self.wants_segment(needed) || self.wants_spare(needed));
         let has_place = self.wants_segment(needed) && self.has_place();
-        !self.busy && self.failure.is_none() && (!self.removals.is_empty() || !self.renewals.is_empty() || allocates || has_place)
+        !self.busy
+            && self.failure.is_none()
+            && (!self.removals.is_empty() || !self.renewals.is_empty() || allocates || has_place)
     }
 
     /// Whether a segment can be prepared without allocating one.
     fn has_place(&self) -> bool {
         let needed = (INCARNATION_HEADER + self.wanted) as u64;
-        self.resume_place(needed).is_some() || self.spares.iter().any(|(_, len, _)| *len >= needed)
+        self.resume_place(needed).is_some() || self.usable_spare(needed).is_some()
+    }
+
+    /// The index of a spare that may be used now, and is long enough.
+    fn usable_spare(&self, needed: u64) -> Option<usize> {
+        let kept = if self.open.is_some() { RESERVE_OF_VERDICT } else { 0 };
+        let long_enough = self.spares.iter().position(|(_, len, _)| *len >= needed);
+        long_enough.filter(|_| self.spares.len() > kept)
+    }
+
+    /// Places for segments beside the open one.
+    fn places(&self) -> usize {
+        self.spares.len() + usize::from(self.ready.is_some())
     }
 
     /// Whether events would take room that settlements will need. In the first quarter of the first segment of all they
@@ -582,17 +596,18 @@ impl Log {
     fn lacks_reserve(&self) -> bool {
         let Some(open) = &self.open else { return false };
         let begins = self.segments.len() == 1 && open.next_offset * 4 < open.segment_end;
-        self.spares.len() + usize::from(self.ready.is_some()) < RESERVE && !begins
+        self.places() < RESERVE && !begins
     }
 
     /// Whether the open segment is the last one for now: the disk is full and nothing is in reserve.
     pub fn is_last_place(&self) -> bool {
-        self.blocked.is_some() && self.ready.is_none() && self.spares.is_empty()
+        self.blocked.is_some() && self.places() <= RESERVE_OF_VERDICT
     }
 
     /// Whether a frame of `stored_len` bytes without events finds room at once.
-    pub fn has_room(&self, stored_len: u64) -> bool {
-        self.open.as_ref().is_some_and(|open| open.next_offset + stored_len <= open.segment_end) || self.ready.is_some()
+    pub fn has_room(&self, stored_len: usize) -> bool {
+        let fits = |open: &Open| open.next_offset + stored_len as u64 <= open.segment_end;
+        self.open.as_ref().is_some_and(fits) || self.ready.is_some()
     }
 
     fn wants_segment(&self, needed: bool) -> bool {
@@ -606,7 +621,8 @@ impl Log {
     }
 
     fn wants_spare(&self, needed: bool) -> bool {
-        self.spares.len() < RESERVE && (self.open.is_some() || needed)
+        let begun = self.open.is_some() || !self.segments.is_empty();
+        self.spares.len() < RESERVE && (begun || needed)
     }
 
     /// The next piece of work with files. `needed` says that frames wait for a segment, `retry` that a blocked
@@ -669,7 +685,7 @@ impl Log {
             self.next_ordinal += 1;
             let first = self.segments.is_empty() && self.spares.is_empty();
             let usual = if first { SEGMENT_FIRST.min(self.options.segment_len) } else { self.options.segment_len };
-            if let Some(index) = self.spares.iter().position(|(_, len, _)| *len >= needed) {
+            if let Some(index) = self.usable_spare(needed) {
                 let (slot, len, file) = self.spares.swap_remove(index);
                 (ordinal, slot, 0, len, Place::Spare(file))
             } else {
@@ -810,7 +826,7 @@ impl Log {
             let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
             let reusable = (!(was_plain && self.options.key.is_some()) || planted::is(Bug::KeepPlainSegment))
                 && segment.len == self.options.segment_len
-                && self.spares.len() < self.options.spare_segments;
+                && self.spares.len() < RESERVE;
             if reusable {
                 self.spares.push((segment.slot, segment.len, segment.file));
             } else {
@@ -819,19 +835,20 @@ impl Log {
         }
     }
 
-    /// Segments without events that the disk needs the space of: it is full, and the open segment is the last one. Once
-    /// a snapshot that was made after this is durable, they say nothing any more: call [`vacate`](Log::vacate).
+    /// Segments without events that the disk needs the space of: it is full, and the reserve is touched. Once a snapshot
+    /// that was made after this is durable, they say nothing any more: call [`vacate`](Log::vacate).
     pub fn vacatable(&self) -> Vec<u64> {
-        if self.failure.is_some() || self.late > 0 || self.open.is_none() || !self.is_last_place() {
+        let is_needed = self.blocked.is_some() && self.places() + self.renewals.len() < RESERVE;
+        if self.failure.is_some() || self.late > 0 || !is_needed {
             return Vec::new();
         }
-        let in_use = |segment: &Segment| {
-            self.open.as_ref().is_some_and(|open| open.ordinal == segment.ordinal)
-                || self.in_flight.iter().any(|frame| frame.ordinal == segment.ordinal)
-        };
-        let older = self.segments.iter().take(self.segments.len().saturating_sub(1));
-        let bare = older.filter(|segment| segment.first_seq == segment.end_seq && !in_use(segment));
-        bare.map(|segment| segment.ordinal).collect()
+        // The one that frames go to now, or will go to; without it they may go on in the newest.
+        let current = self.open.as_ref().map(|open| open.ordinal);
+        let current = current.or(self.ready.as_ref().map(|ready| ready.header.ordinal));
+        let current = current.or(self.segments.back().map(|segment| segment.ordinal)).unwrap_or_default();
+        let first_in_use = self.in_flight.iter().map(|frame| frame.ordinal).fold(current, u64::min);
+        let older = self.segments.iter().filter(|segment| segment.ordinal < first_in_use);
+        older.filter(|segment| segment.first_seq == segment.end_seq).map(|segment| segment.ordinal).collect()
     }
 
     /// Gives back segments without events out of their order. Their files are removed, or zeroed under a temporary name,
@@ -840,7 +857,7 @@ impl Log {
     pub fn vacate(&mut self, ordinals: &[u64]) {
         let is_vacated = |segment: &Segment| ordinals.contains(&segment.ordinal);
         for segment in self.segments.iter().filter(|segment| is_vacated(segment)) {
-            if segment.len == self.options.segment_len && self.renewals.len() < RESERVE {
+            if segment.len == self.options.segment_len && self.places() + self.renewals.len() < RESERVE {
                 self.renewals.push((segment.slot, segment.len));
             } else {
                 self.removals.push(segment.slot);

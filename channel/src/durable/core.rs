@@ -284,7 +284,7 @@ impl Core {
     /// Whether a witness, which is one page, finds room in a log.
     fn takes_witness(&self, index: usize) -> bool {
         let Seat { log, needs_segment, .. } = &self.seats[index];
-        log.failure().is_none() && (!needs_segment || log.has_room(PAGE as u64))
+        log.failure().is_none() && (!needs_segment || log.has_room(PAGE + self.leaves(index)))
     }
 
     /// When [`tick`](Core::tick) is due; `None` while nothing waits for time.

@@ -210,7 +210,6 @@ pub(crate) fn open(
             log: identity.log,
             segment_len: settings.segment_len,
             key: settings.key.clone(),
-            spare_segments: 2,
             reserve_bytes: settings.reserve_bytes,
         };
         let recovered = scan.recovered(witnessed[&identity.log], settings.segment_len, settings.key.is_some());

@@ -331,7 +331,8 @@ pub(crate) fn run(budget: &Budget) -> Tally {
         refused += round.heard.ledger(|ledger| ledger.totals.puts_refused);
         number += 1;
     }
-    tally.counts = vec![("disks", number), ("puts refused", refused), ("ms until puts worked again, at most", again_ms_max)];
+    tally.counts =
+        vec![("disks", number), ("puts refused", refused), ("ms until puts worked again, at most", again_ms_max)];
     tally.took = began.elapsed();
     tally
 }

@@ -49,9 +49,7 @@ impl Core {
         if chosen.is_empty() && !state_waits && !witness_due {
             return None;
         }
-        // Without the snapshot that gives segments back, the last place would be the last one for good.
-        let keeps_room = self.seats[index].log.is_last_place() && state_waits && !snapshot;
-        let leaves = if keeps_room { self.snapshot_room() } else { 0 };
+        let leaves = if snapshot { 0 } else { self.leaves(index) };
         let device = self.seats[index].log.device().clone();
         let Some(slot) = device.try_start(bytes, &self.signals[index]) else {
             // Perhaps writes of another channel have all its slots, and hang.
@@ -214,8 +212,12 @@ impl Core {
         self.seats.iter().map(|seat| LogMark { log: seat.log.id(), mark: seat.log.durable() }).collect()
     }
 
-    /// Bytes of a frame with a snapshot, and of one more witness.
-    fn snapshot_room(&self) -> usize {
+    /// Bytes that a frame leaves free behind it in the last place of a full disk: those of a snapshot, without which
+    /// nothing could be given back and the place would be the last one for good, and of its witness.
+    pub(super) fn leaves(&self, index: usize) -> usize {
+        if !self.seats[index].log.is_last_place() {
+            return 0;
+        }
         let mut encoded = Vec::new();
         sections::append_snapshot(&mut encoded, &self.snapshot());
         sections::append_marks(&mut encoded, &self.marks());
@@ -438,13 +440,8 @@ mod tests {
 
     fn core_with(disk: &SimDisk, segment_len: u64, keep_alive: Duration) -> Core {
         let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4) }];
-        let settings = OpenSettings {
-            segment_len,
-            reserve_bytes: 0,
-            key: None,
-            keys: Vec::new(),
-            on_damage: OnDamage::Refuse,
-        };
+        let settings =
+            OpenSettings { segment_len, reserve_bytes: 0, key: None, keys: Vec::new(), on_damage: OnDamage::Refuse };
         let random = SimRandom::new(1);
         let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
         let options = CoreOptions {
@@ -541,7 +538,13 @@ mod tests {
         answers.into_iter().for_each(Answer::send);
         let lease = ticket.wait().unwrap();
         let (sender, _ticket) = Ticket::pair();
-        core.settle(now, 1, vec![Settlement { ranges: lease.ranges(), outcome: Outcome::Delivered, notes: Vec::new() }], sender, &mut Vec::new());
+        core.settle(
+            now,
+            1,
+            vec![Settlement { ranges: lease.ranges(), outcome: Outcome::Delivered, notes: Vec::new() }],
+            sender,
+            &mut Vec::new(),
+        );
         let answers = run(core, disk, now);
         answers.iter().any(|answer| matches!(answer, Answer::Settle(_, Ok(()))))
     }
