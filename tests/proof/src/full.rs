@@ -5,7 +5,7 @@
 //! the disk at any moment, so that no space is left for a segment, a checkpoint or an identity; it is killed; the directories
 //! open on the full disk, with everything that was acknowledged; puts are refused as full and nothing else; everything is
 //! taken and settled; the space returns, and puts work again within a second. A new channel on a full disk is an error, and
-//! works once there is space. The negative control is the books' own: `proof full --plant AcknowledgeBeforeSync`.
+//! works once there is space. The negative control lets events take the room of settlements: `--plant SpendLastSpare`.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use system_tests::events::Random;
 
 use crate::tally::{Budget, Tally};
-use crate::{agent_faults, cuts, disks, faults, kills, model, planted, simulated, syscalls, two};
+use crate::{agent_faults, cuts, disks, faults, full, kills, model, planted, simulated, syscalls, two};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Lane {
@@ -56,6 +56,7 @@ const LAYERS: &[Layer] = &[
     Layer { run: cuts::run, cycles: [0, 4_000], share: 18 },
     Layer { run: faults::run, cycles: [0, 120], share: 8 },
     Layer { run: agent_faults::run, cycles: [0, 30], share: 3 },
+    Layer { run: full::run, cycles: [0, 20], share: 3 },
     Layer { run: disks::run, cycles: [0, 20], share: 4 },
     Layer { run: model::run, cycles: [0, 2_000], share: 3 },
     Layer { run: two::run, cycles: [0, 100], share: 3 },

@@ -38,3 +38,8 @@ fn histories_on_real_files_show_an_answer_before_the_write() {
 fn a_lost_or_stalled_disk_shows_a_missing_data_sync() {
     is_noticed("disks", 8, "SkipDataSync");
 }
+
+#[test]
+fn a_full_disk_shows_events_in_the_room_of_settlements() {
+    is_noticed("full", 2, "SpendLastSpare");
+}
