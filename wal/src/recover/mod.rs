@@ -494,6 +494,8 @@ impl LogScan {
         fences.drain(..surplus);
         let resume = self.segments.last().and_then(|found| {
             let last = found.incarnations.last()?;
+            // Of a drained file only the first header is read, so that one must tell whether there is plaintext in it.
+            let would_hide_plaintext = !encrypted && found.segment.incarnations.first()?.encrypted;
             // Behind everything that may have been in flight: no evidence is overwritten.
             let bound = if last.frames == 0 && last.tail == Content::Zero {
                 last.start
@@ -503,7 +505,7 @@ impl LogScan {
             let clean = last.tail == Content::Zero;
             let offset = if clean { last.frames_end } else { bound };
             let offset = if planted::is(Bug::OverwriteLastPage) { offset - PAGE as u64 } else { offset };
-            (offset + (INCARNATION_HEADER + PAGE) as u64 <= found.segment.len)
+            (!would_hide_plaintext && offset + (INCARNATION_HEADER + PAGE) as u64 <= found.segment.len)
                 .then_some((found.segment.ordinal, offset))
         });
         let usable = |spare: &Spare| spare.len == segment_len && !(encrypted && spare.plain);
