@@ -103,6 +103,11 @@ pub mod nonces {
         WATCH.set(Some(Watch::default()));
     }
 
+    /// Forgets what was seen and watches no longer: what follows may run one history several times, with the same keys.
+    pub fn stop() {
+        WATCH.set(None);
+    }
+
     /// A number that sealed two different plaintexts under one key, if there is one.
     pub fn repeated() -> Option<u64> {
         WATCH.with_borrow(|watch| watch.as_ref()?.repeated)

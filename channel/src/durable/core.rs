@@ -435,6 +435,12 @@ impl Core {
         self.seats.iter().map(|seat| seat.log.disk_bytes()).sum()
     }
 
+    /// The segments of a log that count.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn segments(&self, index: usize) -> impl Iterator<Item = &wal::segment::Segment> {
+        self.seats[index].log.segments()
+    }
+
     /// Bytes of events in memory, and of the tables that find the others.
     pub(crate) fn memory_bytes(&self) -> (usize, usize) {
         let index: usize =

@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::world::{Armed, Report, World};
 
 /// The canonical histories, by name: small enough that all of their operations can be tried.
-pub const SCENARIOS: [(&str, &str); 6] = [
+pub const SCENARIOS: [(&str, &str); 8] = [
     (
         "put",
         "seed 1 dirs 2 encrypted 1 segment-pages 6 depth 2 overlap 1 one-device 0 hot-tail 2000 capacity 10000
@@ -203,6 +203,173 @@ pub const SCENARIOS: [(&str, &str); 6] = [
          gather 0
          sync 0
          crash 4 9",
+    ),
+    // A write fails beside one that does not return until its disk works again and all segments were used afresh.
+    (
+        "late",
+        "seed 7 dirs 1 encrypted 0 segment-pages 5 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000
+         put 0 0 50
+         gather 0
+         chore
+         gather 0
+         sync 0
+         chore
+         take 0 9
+         settle 0 3 9
+         gather 0
+         sync 0
+         put 1 0 50
+         gather 0
+         hold 0 90
+         put 2 0 50
+         gather 0
+         chore
+         gather 0
+         fail 0 0 72
+         sync 0
+         advance 300
+         chore
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 0 0 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0",
+    ),
+    // A channel that is encrypted, then not, then again, with frames of two kinds in one segment.
+    (
+        "keys",
+        "seed 8 dirs 2 encrypted 1 segment-pages 5 depth 2 overlap 1 one-device 0 hot-tail 100 capacity 10000
+         put 0 0 50
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 1 0 50
+         gather 1
+         chore
+         gather 1
+         sync 0
+         take 0 9
+         settle 0 3 1
+         gather 0
+         sync 0
+         encrypt 0
+         crash 0
+         put 0 1 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 1 1 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 2 0 50
+         gather 1
+         sync 0
+         encrypt 1
+         crash 4 9
+         put 0 1 600
+         gather 0
+         chore
+         gather 0
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 0
+         chore
+         gather 0
+         sync 0
+         put 2 0 50
+         gather 1
+         chore
+         gather 1
+         sync 0",
     ),
 ];
 

@@ -10,6 +10,7 @@
 mod coverage;
 pub mod exhaustive;
 mod model;
+pub mod mortal;
 mod plan;
 pub mod rot;
 mod shrink;

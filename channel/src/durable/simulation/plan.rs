@@ -72,6 +72,10 @@ verbs! {
     Checkpoint = "checkpoint",
     /// Milliseconds pass.
     Advance = "advance",
+    /// A write does not return for some steps, whatever becomes of its disk meanwhile: which, steps
+    Hold = "hold",
+    /// From the next start on, new frames are encrypted, or they are not: 1 or 0
+    Encrypt = "encrypt",
     /// A disk takes no part for some steps: disk, steps
     Stall = "stall",
     /// An operation fails: disk, how many operations from now, kind (see [`Plan::fault`])
@@ -126,7 +130,28 @@ impl Plan {
         for _ in 0..cycles {
             plan.draw_cycle(&mut rng, &moods, steps);
         }
+        plan.draw_rarities();
         plan
+    }
+
+    /// What was added to histories later, from numbers of its own: in all other histories a seed means what it meant.
+    fn draw_rarities(&mut self) {
+        let mut rng = Rng(self.seed ^ 0x5eed_0003);
+        if rng.chance(8) {
+            for _ in 0..1 + rng.below(4) {
+                self.insert(&mut rng, Verb::Hold, |rng| [rng.below(8), 1 + rng.below(120), 0]);
+            }
+        }
+        if rng.chance(8) {
+            for _ in 0..1 + rng.below(3) {
+                self.insert(&mut rng, Verb::Encrypt, |rng| [rng.below(2), 0, 0]);
+            }
+        }
+    }
+
+    fn insert(&mut self, rng: &mut Rng, verb: Verb, args: impl FnOnce(&mut Rng) -> [u64; 3]) {
+        let at = rng.below(self.steps.len() as u64) as usize;
+        self.steps.insert(at, Step::new(verb, args(rng).map(|number| number as u16)));
     }
 
     fn draw_cycle(&mut self, rng: &mut Rng, moods: &Moods, steps_max: u64) {

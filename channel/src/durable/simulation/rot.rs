@@ -1,8 +1,10 @@
 //! Rot: every single bit of every file of a small channel, flipped one at a time.
 //!
 //! The channel was closed in order, so a later frame witnesses everything in it. A flip must be noticed with an error, or
-//! change nothing; events that come out are compared byte by byte.
+//! change nothing; events that come out are compared byte by byte. It strikes before the channel opens, or while it runs:
+//! between recovery, which finds everything in order, and the first take, which reads the events back.
 
+use std::fmt;
 use std::ops::Range;
 
 use wal::format::frame::{self, FrameHeader};
@@ -14,7 +16,7 @@ use super::world::World;
 
 const BITS: u64 = 8;
 
-/// Two lives, rolls, settlements, a note, a backlog; stays below 64 KiB.
+/// Two lives, rolls, settlements and a note in each, a backlog; stays below 64 KiB.
 const HISTORY: &str =
     "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 overlap 1 one-device 0 hot-tail 2000 capacity 10000
     put 0 2 300
@@ -44,6 +46,12 @@ const HISTORY: &str =
     chore
     gather 0
     sync 0
+    take 0 1
+    settle 0 3 2
+    gather 0
+    chore
+    gather 0
+    sync 0
     advance 30";
 
 /// A small channel at rest.
@@ -52,6 +60,27 @@ pub struct Fixture {
     /// (directory, file, first bit)
     files: Vec<(String, String, u64)>,
     bits: u64,
+}
+
+/// One bit of one file.
+struct Place<'a> {
+    dir: &'a str,
+    name: &'a str,
+    byte: usize,
+    mask: u8,
+}
+
+impl Place<'_> {
+    fn flip(&self, world: &World) {
+        world.corrupt(self.dir, self.name, |bytes| bytes[self.byte] ^= self.mask);
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { dir, name, byte, mask } = self;
+        write!(formatter, "byte {byte} of {dir}/{name}, mask {mask:#x}")
+    }
 }
 
 /// What flips led to.
@@ -103,17 +132,30 @@ impl Fixture {
     pub fn flip(&self, range: Range<u64>) -> Result<Flips, String> {
         let mut flips = Flips::default();
         for bit in range {
-            let file = self.files.partition_point(|(_, _, first)| *first <= bit) - 1;
-            let (dir, name, first) = &self.files[file];
-            let (byte, mask) = (((bit - first) / BITS) as usize, 1 << (bit % BITS));
-            let mut world = self.world.fork();
-            world.corrupt(dir, name, |bytes| bytes[byte] ^= mask);
-            let holds = world
-                .opens_and_holds()
-                .map_err(|broken| format!("byte {byte} of {dir}/{name}, mask {mask:#x}: {broken}"))?;
-            flips.count(holds);
+            let (mut world, place) = (self.world.fork(), self.place(bit));
+            place.flip(&world);
+            flips.count(world.opens_and_holds().map_err(|broken| format!("{place}: {broken}"))?);
         }
         Ok(flips)
+    }
+
+    /// Flips each bit of `range` by itself under a channel that is already open and has read nothing back yet.
+    pub fn flip_running(&self, range: Range<u64>) -> Result<Flips, String> {
+        let mut flips = Flips::default();
+        for bit in range {
+            let (mut world, place) = (self.world.fork(), self.place(bit));
+            let told = |broken: String| format!("{place}, while it runs: {broken}");
+            let life = world.start().map_err(|error| told(format!("does not open: {error}")))?;
+            place.flip(&world);
+            flips.count(world.holds(life).map_err(told)?);
+        }
+        Ok(flips)
+    }
+
+    fn place(&self, bit: u64) -> Place<'_> {
+        let file = self.files.partition_point(|(_, _, first)| *first <= bit) - 1;
+        let (dir, name, first) = &self.files[file];
+        Place { dir, name, byte: ((bit - first) / BITS) as usize, mask: 1 << (bit % BITS) }
     }
 
     /// Changes a bit of each encrypted frame, header and body, and mends the checksums, as one can who has no key: no

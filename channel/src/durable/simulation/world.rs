@@ -5,6 +5,8 @@
 
 mod recovery;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +94,8 @@ struct Flight {
     job: Job,
     frame: Buffer,
     written: bool,
+    /// For so many more steps it does not return.
+    held: u64,
 }
 
 struct Held {
@@ -119,6 +123,8 @@ pub(super) struct Life {
     consumers: Vec<u64>,
     cursors: Cursors,
     newest_ordinals: Vec<u64>,
+    /// A file could not be removed: the next life will.
+    keeps_removed: bool,
 }
 
 /// An operation of one disk, counted over all lives, that is to be struck once.
@@ -131,10 +137,19 @@ pub(super) enum Armed {
 /// A simulation under way.
 pub struct World {
     plan: Plan,
-    now: Duration,
+    /// Whether this life encrypts, and whether the next one will.
+    encrypted: bool,
+    encrypts_next: bool,
+    pub(super) now: Duration,
     disks: Vec<SimDisk>,
     /// Where the directories are when they are real; then nothing but the death of the process is simulated.
     root: Option<PathBuf>,
+    backend: Backend,
+    /// The real directories that were opened.
+    opened: RefCell<BTreeMap<String, Arc<dyn Dir>>>,
+    /// What was promised when the last step had asked and heard no answer yet, if anybody wants to know.
+    pub(super) keeps_books: bool,
+    pub(super) asked: Option<(Model, Duration, bool)>,
     random: Arc<SimRandom>,
     pub(super) model: Model,
     pub(super) report: Report,
@@ -153,25 +168,35 @@ pub struct World {
 
 /// Runs a plan from beginning to end. `Err` names the promise that was broken.
 pub fn simulate(plan: &Plan) -> Result<Report, String> {
-    nonces::watch();
-    World::new(plan.clone()).run()
+    watched(World::new(plan.clone()))
 }
 
 /// Runs the steps of a plan on real directories below `root`. Only processes die there; disks and machines do not.
 pub fn run_on_real_files(plan: &Plan, root: &Path) -> Result<Report, String> {
+    watched(World::on_real_files(plan.clone(), root))
+}
+
+fn watched(world: World) -> Result<Report, String> {
     nonces::watch();
-    World::on_real_files(plan.clone(), root).run()
+    let outcome = world.run();
+    nonces::stop();
+    outcome
 }
 
 impl World {
     pub fn new(plan: Plan) -> World {
         let disks: Vec<SimDisk> = (0..plan.dirs).map(|_| SimDisk::default()).collect();
-        if plan.encrypted {
-            disks.iter().for_each(|disk| disk.guard(SECRET));
-        }
+        let encrypted = plan.encrypted;
+        disks.iter().for_each(|disk| disk.guard(encrypted.then_some(SECRET)));
         World {
+            encrypted,
+            encrypts_next: encrypted,
             now: Duration::from_secs(1),
             root: None,
+            backend: Backend::Buffered,
+            opened: RefCell::default(),
+            keeps_books: false,
+            asked: None,
             random: Arc::new(SimRandom::new(plan.seed ^ 0xabcd)),
             model: Model::default(),
             report: Report::default(),
@@ -194,6 +219,16 @@ impl World {
         World { root: Some(root.to_owned()), ..World::new(plan) }
     }
 
+    /// The same world, whose real files are written like this.
+    pub(super) fn with_backend(self, backend: Backend) -> World {
+        World { backend, ..self }
+    }
+
+    /// What is promised now, and whether the next life encrypts.
+    pub(super) fn books(&self) -> (Model, Duration, bool) {
+        (self.model.clone(), self.now, self.encrypts_next)
+    }
+
     /// What the channel says of itself, if it is open.
     pub fn stats(&self) -> Option<ChannelStats> {
         self.life.as_ref().map(|life| life.core.stats())
@@ -212,7 +247,8 @@ impl World {
 
     /// A world that goes on from the same disks with the same books, after the end of this life.
     pub(super) fn fork(&self) -> World {
-        let mut world = World::new(Plan { steps: Vec::new(), ..self.plan });
+        let mut world = World::new(Plan { steps: Vec::new(), encrypted: self.encrypted, ..self.plan });
+        world.encrypts_next = self.encrypts_next;
         world.now = self.now;
         world.disks = self.disks.iter().map(SimDisk::fork).collect();
         world.random = Arc::clone(&self.random);
@@ -242,14 +278,19 @@ impl World {
     }
 
     fn key(&self) -> Option<ChannelKey> {
-        self.plan.encrypted.then(|| ChannelKey::new("k1", [7; 32]).expect("a fine key"))
+        self.encrypted.then(any_key)
     }
 
     fn dir(&self, index: usize, name: &str) -> Result<Arc<dyn Dir>, OpenError> {
         let Some(root) = &self.root else { return Ok(self.disks[index].dir(name)) };
+        if let Some(dir) = self.opened.borrow().get(name) {
+            return Ok(Arc::clone(dir));
+        }
         let path = root.join(name);
         let failed = |error| OpenError::Io { dir: name.to_owned(), action: "open".to_owned(), error };
-        Ok(Arc::new(RealDir::open_or_create(&path, Some(Backend::Buffered)).map_err(failed)?))
+        let dir: Arc<dyn Dir> = Arc::new(RealDir::open_or_create(&path, Some(self.backend)).map_err(failed)?);
+        self.opened.borrow_mut().insert(name.to_owned(), Arc::clone(&dir));
+        Ok(dir)
     }
 
     fn open(&self) -> Result<(Core, Recovery), OpenError> {
@@ -272,7 +313,7 @@ impl World {
             segment_len: self.plan.segment_pages * 4096,
             reserve_bytes: 0,
             key: self.key(),
-            keys: self.key().into_iter().collect(),
+            keys: vec![any_key()],
             on_damage: OnDamage::Refuse,
         };
         let checkpoint_dir = self.dir(0, CHECKPOINTS)?;
@@ -290,7 +331,7 @@ impl World {
         Ok((Core::new(options, random, self.disks.iter().map(|_| Arc::default()).collect(), start), recovery))
     }
 
-    fn start(&mut self) -> Result<Life, OpenError> {
+    pub(super) fn start(&mut self) -> Result<Life, OpenError> {
         let (mut core, recovery) = self.open()?;
         self.report.torn += recovery.torn;
         self.report.unproven += recovery.unproven_frames;
@@ -308,6 +349,7 @@ impl World {
             consumers,
             cursors: Cursors::default(),
             newest_ordinals: vec![0; self.plan.dirs],
+            keeps_removed: false,
         })
     }
 
@@ -317,6 +359,7 @@ impl World {
             Verb::Nest => self.nests.push(step.args),
             Verb::FailRecovery => self.recovery_faults.push(step.args),
             Verb::Unmount => self.unmounted = Some(usize::from(step.args[0]) % self.plan.dirs),
+            Verb::Encrypt => self.encrypts_next = step.args[0] != 0,
             Verb::Crash => return self.crash(step.args),
             _ if self.is_stopped() => {}
             _ => {
@@ -328,7 +371,11 @@ impl World {
                     },
                 };
                 self.step(&mut life, step)?;
+                if self.keeps_books {
+                    self.asked = Some(self.books());
+                }
                 self.hear(&mut life)?;
+                life.flights.iter_mut().for_each(|flight| flight.held = flight.held.saturating_sub(1));
                 self.life = Some(life);
                 self.stalled.iter_mut().for_each(|steps| *steps = steps.saturating_sub(1));
             }
@@ -342,8 +389,8 @@ impl World {
             return Err(broken);
         }
         match nonces::repeated() {
-            Some(number) if self.plan.encrypted => Err(format!("nonce {number} is used twice under one key")),
-            _ => Ok(()),
+            Some(number) => Err(format!("nonce {number} is used twice under one key")),
+            None => Ok(()),
         }
     }
 
@@ -384,6 +431,13 @@ impl World {
                 self.now += Duration::from_millis(first as u64);
                 life.core.tick(self.now, &mut answers);
             }
+            Verb::Hold => {
+                let count = life.flights.len().max(1);
+                if let Some(flight) = life.flights.get_mut(first % count) {
+                    // Its own step counts as well.
+                    flight.held = second as u64 + 1;
+                }
+            }
             Verb::Stall => self.stalled[first % dirs] = second as u64,
             Verb::Fail => {
                 let disk = &self.disks[first % dirs];
@@ -397,7 +451,7 @@ impl World {
                 let disk = &self.disks[first % dirs];
                 disk.stop_at(disk.operations() + second.max(1) as u64);
             }
-            Verb::Nest | Verb::FailRecovery | Verb::Unmount | Verb::Crash => {}
+            Verb::Nest | Verb::FailRecovery | Verb::Unmount | Verb::Encrypt | Verb::Crash => {}
         }
         answers.into_iter().for_each(Answer::send);
         if self.stalled.iter().any(|steps| *steps > 0) && !life.flights.is_empty() && step.verb != Verb::Advance {
@@ -455,15 +509,15 @@ impl World {
             self.report.fold(header.offset ^ header.first_seq << 20);
             let frame = Buffer::zeroed(4096).and_then(|buffer| job.seal(buffer));
             let frame = frame.map_err(|error| format!("sealing fails: {error}"))?;
-            life.flights.push(Flight { job, frame, written: false });
+            life.flights.push(Flight { job, frame, written: false, held: 0 });
             break;
         }
         Ok(())
     }
 
     fn advance_write(&mut self, life: &mut Life, choice: usize, to_the_end: bool, answers: &mut Vec<Answer>) {
-        let free: Vec<usize> =
-            (0..life.flights.len()).filter(|at| self.stalled[life.flights[*at].job.log] == 0).collect();
+        let goes_on = |flight: &Flight| flight.held == 0 && self.stalled[flight.job.log] == 0;
+        let free: Vec<usize> = (0..life.flights.len()).filter(|at| goes_on(&life.flights[*at])).collect();
         let Some(&at) = free.get(choice % free.len().max(1)) else { return };
         let flight = &mut life.flights[at];
         let header = &flight.job.reservation.header;
@@ -492,6 +546,7 @@ impl World {
         self.phase = if rolls { Phase::Roll } else { Phase::Idle };
         let dir = self.dir(index, &format!("d{index}")).map_err(|error| error.to_string())?;
         let result = chore.run(&*dir);
+        life.keeps_removed |= matches!(chore, Chore::Remove { .. }) && result.is_err();
         self.strikes();
         if !self.is_stopped() {
             life.core.chore_done(index, self.now, chore, result, answers);
@@ -652,6 +707,8 @@ impl World {
     pub(super) fn restart_disks(&mut self, outcome: DiskOutcome) {
         self.life = None;
         self.stalled.fill(0);
+        self.encrypted = self.encrypts_next;
+        self.disks.iter().for_each(|disk| disk.guard(self.encrypted.then_some(SECRET)));
         for (disk, salt) in self.disks.iter().zip(0..) {
             disk.restart(if let DiskOutcome::Torn(seed) = outcome {
                 DiskOutcome::Torn(seed ^ salt << 32)
@@ -668,6 +725,11 @@ impl World {
             _ => {}
         }
     }
+}
+
+/// The one key of all histories.
+fn any_key() -> ChannelKey {
+    ChannelKey::new("k1", [7; 32]).expect("a fine key")
 }
 
 /// What goes on between operations.

@@ -237,9 +237,9 @@ impl SimDisk {
         self.state().broken.first().cloned()
     }
 
-    /// Bytes that nothing may write, ever.
-    pub fn guard(&self, secret: &'static [u8]) {
-        self.state().secret = Some(secret);
+    /// Bytes that nothing may write from now on; `None` lets everything pass.
+    pub fn guard(&self, secret: Option<&'static [u8]>) {
+        self.state().secret = secret;
     }
 
     /// Folded over all operations so far.
@@ -580,7 +580,7 @@ impl SimFile {
 }
 
 /// Whether `wanted` is in `bytes`, which are mostly zeros or noise.
-fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+pub fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     const CHUNK: usize = 64;
     bytes.chunks(CHUNK).enumerate().any(|(number, chunk)| {
         chunk.contains(&wanted[0])

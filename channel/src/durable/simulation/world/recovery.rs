@@ -1,6 +1,10 @@
 //! The end of a life and the start of the next one: what survived is opened and compared, and a last life must finish
 //! everything.
 
+use wal::io::sim::contains;
+use wal::log::slot_name;
+use wal::segment::Segment;
+
 use super::*;
 
 impl World {
@@ -177,12 +181,36 @@ impl World {
             }
         }
         self.model.nothing_is_left()?;
+        let mut answers = Vec::new();
+        for index in 0..self.plan.dirs {
+            while self.chore(&mut life, index, &mut answers)? {}
+        }
+        answers.into_iter().for_each(Answer::send);
+        self.no_plaintext_is_left(&life)?;
         self.life = Some(life);
         self.close()?;
         self.restart_disks(DiskOutcome::Nothing);
         self.life = self.recover()?;
         self.report.trace ^= self.disks.iter().fold(0_u64, |trace, disk| trace.rotate_left(7) ^ disk.trace());
         Ok(self.report)
+    }
+
+    /// Once a channel is encrypted, plaintext of its events is in no file but segments that still count and that an
+    /// earlier life began in the clear.
+    fn no_plaintext_is_left(&self, life: &Life) -> Result<(), String> {
+        if !self.encrypted || life.keeps_removed {
+            return Ok(());
+        }
+        for (dir, name, bytes) in self.platter() {
+            let index: Option<usize> = dir.strip_prefix('d').and_then(|number| number.parse().ok());
+            let mut segments = index.into_iter().flat_map(|index| life.core.segments(index));
+            let was_plain = |segment: &Segment| segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
+            let counts = segments.any(|segment| slot_name(segment.slot) == name && was_plain(segment));
+            if !counts && contains(&bytes, SECRET) {
+                return Err(format!("plaintext of an event stays in {dir}/{name}, which was given back"));
+            }
+        }
+        Ok(())
     }
 
     /// Closes the channel in order: what was accepted is durable and witnessed.
@@ -215,12 +243,17 @@ impl World {
     /// False when it does not open, or says which event it cannot read; otherwise all that was promised must be there.
     pub(in crate::durable::simulation) fn opens_and_holds(&mut self) -> Result<bool, String> {
         match self.start() {
-            Ok(mut life) => match self.inspect(&mut life) {
-                // A checkpoint vouched for the segment; its frames are checked when they are read.
-                Err(broken) if broken.starts_with(UNREADABLE) => Ok(false),
-                other => other,
-            },
+            Ok(life) => self.holds(life),
             Err(_) => Ok(false),
+        }
+    }
+
+    /// The same for a channel that is open.
+    pub(in crate::durable::simulation) fn holds(&mut self, mut life: Life) -> Result<bool, String> {
+        match self.inspect(&mut life) {
+            // A checkpoint vouched for the segment, or it changed since: frames are checked when they are read.
+            Err(broken) if broken.starts_with(UNREADABLE) => Ok(false),
+            other => other,
         }
     }
 
@@ -233,7 +266,7 @@ impl World {
             while self.chore(life, index, &mut answers)? {}
             self.gather(life, index, &mut answers)?;
         }
-        while !life.flights.is_empty() {
+        while life.flights.iter().any(|flight| flight.held == 0) {
             self.advance_write(life, 0, true, &mut answers);
         }
         if checkpoint {
@@ -253,6 +286,7 @@ impl World {
             answers.drain(..).for_each(Answer::send);
         }
         self.hear(life)?;
+        life.flights.iter_mut().for_each(|flight| flight.held = flight.held.saturating_sub(1));
         self.promises_of_disks()
     }
 }
