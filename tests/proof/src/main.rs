@@ -58,6 +58,9 @@ enum Arguments {
     Syscalls(tally::Alone),
     /// Full disks.
     Full(tally::Alone),
+    /// A process for a kill at one of its system calls.
+    #[command(hide = true)]
+    Mortal(syscalls::Mortal),
     /// Two processes on one directory.
     Two(tally::Alone),
     /// A load on a channel, for layers that kill it.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Arguments::Kills(alone) => alone.run(kills::run),
         Arguments::Syscalls(alone) => alone.run(syscalls::run),
         Arguments::Full(alone) => alone.run(full::run),
+        Arguments::Mortal(mortal) => syscalls::die(&mortal),
         Arguments::Two(alone) => alone.run(two::run),
         Arguments::Load(arguments) => load::child(&arguments),
     }

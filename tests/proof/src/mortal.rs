@@ -41,45 +41,12 @@ impl Mortal {
         }
     }
 
-    /// Asks it to end by itself.
-    pub(crate) fn close_input(&mut self) {
-        self.input = None;
-    }
-
     /// Writes down the rest of what it says, until it is dead.
     pub(crate) fn outlive(mut self, ledger: &mut Ledger) -> Result<ExitStatus, String> {
         while let Some(fact) = self.fact()? {
             ledger.record(&fact);
         }
         self.end()
-    }
-
-    /// As [`outlive`](Mortal::outlive). Once it has asked for `events` of them its input is closed, so that it ends by
-    /// itself if nobody kills it.
-    pub(crate) fn outlive_events(mut self, ledger: &mut Ledger, events: u64) -> Result<ExitStatus, String> {
-        let mut asked = 0;
-        while let Some(fact) = self.fact()? {
-            if let Fact::PutAsked { count, .. } = &fact {
-                asked += count;
-            }
-            if asked >= events {
-                self.close_input();
-            }
-            ledger.record(&fact);
-        }
-        self.end()
-    }
-
-    /// Writes down `facts` of what it says, kills it, and writes down the rest.
-    pub(crate) fn kill_after(mut self, ledger: &mut Ledger, facts: u64) -> Result<(), String> {
-        for _ in 0..facts {
-            match self.fact()? {
-                Some(fact) => ledger.record(&fact),
-                None => break,
-            }
-        }
-        self.signal(Signal::KILL);
-        self.outlive(ledger).map(drop)
     }
 
     /// Waits for its end, which it must have been told to come.

@@ -3,6 +3,7 @@
 //! Each bug runs in a process of its own, because some of them make the channel hang or panic, which counts as noticed.
 
 use std::io::Read;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
@@ -11,27 +12,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use channel::simulation::exhaustive::{SCENARIOS, crash_everywhere, fail_everywhere, scenario};
-use channel::simulation::rot::Fixture;
-use channel::simulation::{Plan, simulate};
+use channel::simulation::rot::{Fixture, Flips};
+use channel::simulation::{Plan, shrink, simulate};
 use wal::io::sim::Failure;
 use wal::planted::{Bug, plant};
 
+use crate::simulated;
 use crate::tally::{Budget, Tally};
 
-/// What one bug may cost before it counts as not noticed.
+/// What one bug may cost before it counts as a hang, or as not noticed. All of them are noticed by a look that is the same
+/// each time, within seconds; random histories come last, and nothing depends on their luck.
 const LIMIT: Duration = Duration::from_secs(150);
 const TEARS: u64 = 6;
-const SEEDS: u64 = 20_000;
+const SEEDS: u64 = 2_000;
 /// Every so manieth bit of the small channel is flipped.
-const FLIP_EVERY: u64 = 13;
+const FLIP_EVERY: u64 = 29;
 /// The bug whose going unnoticed would mean that the alarm is broken: every run tries it first.
 const CANARY: Bug = Bug::AcknowledgeBeforeSync;
-
-/// Bugs that no layer can see yet, and what it would take. They are counted, and not looked for.
-const UNSEEN: [(Bug, &str); 2] = [
-    (Bug::ReuseUnderLateWrite, "a write that is held back until its segment is used again"),
-    (Bug::KeepPlainSegment, "a channel that is encrypted between two starts"),
-];
 
 /// The command line of the process for one bug.
 #[derive(Debug, clap::Args)]
@@ -39,14 +36,22 @@ pub(crate) struct One {
     bug: String,
     #[arg(long)]
     seed: u64,
+    /// Looks with random histories alone, and prints the one that notices it, made small: one for `simulation/cases`.
+    #[arg(long)]
+    shrink: bool,
 }
 
 /// Looks for a bug; an error is a broken promise.
 type Look = Box<dyn Fn() -> Result<(), String>>;
 
 /// Which layers look for a bug, cheapest first.
-fn layers(seed: u64) -> [(&'static str, Look); 5] {
+fn layers(seed: u64) -> [(&'static str, Look); 8] {
     [
+        ("kept cases", Box::new(|| simulated::kept_cases().map(|_| ()))),
+        (
+            "short histories",
+            Box::new(|| SCENARIOS.iter().try_for_each(|(_, text)| simulate(&scenario(text)).map(|_| ()))),
+        ),
         (
             "exhaustive crashes",
             Box::new(|| {
@@ -60,22 +65,30 @@ fn layers(seed: u64) -> [(&'static str, Look); 5] {
                 SCENARIOS.iter().try_for_each(|(_, text)| fail_everywhere(&scenario(text), &failures).map(|_| ()))
             }),
         ),
-        (
-            "flipped bits",
-            Box::new(|| {
-                [false, true].into_iter().try_for_each(|encrypted| {
-                    let fixture = Fixture::new(encrypted, false);
-                    let bits = (0..fixture.bits()).step_by(FLIP_EVERY as usize);
-                    bits.into_iter().try_for_each(|bit| fixture.flip(bit..bit + 1).map(|_| ()))
-                })
-            }),
-        ),
         ("forged frames", Box::new(|| Fixture::new(true, false).forge().map(|_| ()))),
+        ("flipped bits", Box::new(|| each_bit(Fixture::flip))),
+        ("bits flipped while it runs", Box::new(|| each_bit(Fixture::flip_running))),
         (
             "simulation",
             Box::new(move || (seed..seed + SEEDS).try_for_each(|seed| simulate(&Plan::from_seed(seed)).map(|_| ()))),
         ),
     ]
+}
+
+fn each_bit(flip: fn(&Fixture, Range<u64>) -> Result<Flips, String>) -> Result<(), String> {
+    [false, true].into_iter().try_for_each(|encrypted| {
+        let fixture = Fixture::new(encrypted, false);
+        let mut bits = (0..fixture.bits()).step_by(FLIP_EVERY as usize);
+        bits.try_for_each(|bit| flip(&fixture, bit..bit + 1).map(|_| ()))
+    })
+}
+
+/// Prints the smallest history found that notices the planted bug.
+fn smallest(seed: u64) -> ExitCode {
+    let notices = |plan: &Plan| catch_unwind(AssertUnwindSafe(|| simulate(plan).is_err())).unwrap_or(true);
+    let Some(plan) = (seed..seed + SEEDS).map(Plan::from_seed).find(notices) else { return ExitCode::FAILURE };
+    println!("{}", shrink(&plan, &notices));
+    ExitCode::SUCCESS
 }
 
 /// Looks for one bug and prints which layer noticed what.
@@ -86,6 +99,9 @@ pub(crate) fn one(arguments: &One) -> ExitCode {
     };
     std::panic::set_hook(Box::new(|_| {}));
     plant(Some(bug));
+    if arguments.shrink {
+        return smallest(arguments.seed);
+    }
     for (layer, look) in layers(arguments.seed) {
         let broken = match catch_unwind(AssertUnwindSafe(look)) {
             Ok(Ok(())) => continue,
@@ -130,8 +146,7 @@ pub(crate) fn run(budget: &Budget) -> Tally {
     let mut tally = Tally::new("planted", "bugs");
     let count = (budget.cycles as usize).min(Bug::ALL.len());
     let start = (budget.seed % Bug::ALL.len() as u64) as usize;
-    let seen = Bug::ALL.iter().copied().filter(|bug| UNSEEN.iter().all(|(unseen, _)| unseen != bug));
-    let mut chosen: Vec<Bug> = seen.clone().cycle().skip(start).take(count.min(seen.count())).collect();
+    let mut chosen: Vec<Bug> = Bug::ALL.iter().copied().cycle().skip(start).take(count).collect();
     chosen.retain(|bug| *bug != CANARY);
     chosen.insert(0, CANARY);
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -157,12 +172,7 @@ pub(crate) fn run(budget: &Budget) -> Tally {
         }
     }
     let public = chosen.iter().filter(|bug| bug.seen_in().is_some()).count() as u64;
-    UNSEEN.iter().for_each(|(bug, needs)| println!("{:28} not looked for: needs {needs}", bug.name()));
-    tally.counts = vec![
-        ("known from other logs", public),
-        ("planted in all", Bug::ALL.len() as u64),
-        ("not looked for yet", UNSEEN.len() as u64),
-    ];
+    tally.counts = vec![("known from other logs", public), ("planted in all", Bug::ALL.len() as u64)];
     tally.seeds = format!("seed {}", budget.seed);
     tally.took = began.elapsed();
     tally

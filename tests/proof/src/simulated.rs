@@ -24,6 +24,8 @@ const MEDIAN_ROLLS: u32 = 1;
 /// Seeds that run twice and must do the same.
 const TWICE: u64 = 100;
 const TEARS: u64 = 32;
+/// Of the bits under an open channel every so manieth: a prime, so that all bits of a byte have their turn.
+const RUNNING_EVERY: u64 = 31;
 
 /// Histories that once broke a promise.
 fn cases() -> PathBuf {
@@ -104,7 +106,8 @@ fn medians(cycles: &mut [(u32, u32)]) -> (u32, u32) {
     (events, cycles.get(middle).map_or(0, |(_, rolls)| *rolls))
 }
 
-fn kept_cases() -> Result<u64, String> {
+/// Runs the histories that once broke a promise.
+pub(crate) fn kept_cases() -> Result<u64, String> {
     let mut count = 0;
     for entry in fs::read_dir(cases()).map_err(|error| format!("{}: {error}", cases().display()))? {
         let path = entry.map_err(|error| error.to_string())?.path();
@@ -173,6 +176,19 @@ pub(crate) fn exhaustive(budget: &Budget) -> Tally {
     tally
 }
 
+/// Bits that flip under an open channel, another choice in each run.
+fn flip_running(budget: &Budget) -> Result<Flips, String> {
+    let mut flips = Flips::default();
+    for encrypted in [false, true] {
+        let fixture = Fixture::new(encrypted, false);
+        let from = budget.seed % RUNNING_EVERY;
+        for bit in (from..fixture.bits()).step_by(RUNNING_EVERY as usize) {
+            flips.add(&fixture.flip_running(bit..bit + 1)?);
+        }
+    }
+    Ok(flips)
+}
+
 /// Every single bit of every file of a small channel: noticed or harmless, and never wrong bytes.
 pub(crate) fn flips(budget: &Budget) -> Tally {
     let began = Instant::now();
@@ -208,6 +224,13 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
             ["noticed", "harmless", "bytes"]
         };
         tally.counts.extend([(noticed, flips.noticed), (harmless, flips.harmless), (bytes, bits / 8)]);
+    }
+    match flip_running(budget) {
+        Ok(flips) => {
+            tally.cycles += flips.noticed + flips.harmless;
+            tally.counts.extend([("noticed while it runs", flips.noticed), ("harmless then", flips.harmless)]);
+        }
+        Err(broken) => tally.failures.push(broken),
     }
     match Fixture::new(true, false).forge() {
         Ok(forged) => tally.counts.push(("forged frames noticed", forged.noticed)),
