@@ -24,6 +24,7 @@ use crate::tally::{Budget, Tally};
 /// each time, within seconds; random histories come last, and nothing depends on their luck.
 const LIMIT: Duration = Duration::from_secs(150);
 const TEARS: u64 = 6;
+const FIXED_SEEDS: u64 = 700;
 const SEEDS: u64 = 2_000;
 /// Every so manieth bit of the small channel is flipped.
 const FLIP_EVERY: u64 = 29;
@@ -45,12 +46,17 @@ pub(crate) struct One {
 type Look = Box<dyn Fn() -> Result<(), String>>;
 
 /// Which layers look for a bug, cheapest first.
-fn layers(seed: u64) -> [(&'static str, Look); 8] {
+fn layers(seed: u64) -> [(&'static str, Look); 9] {
     [
         ("kept cases", Box::new(|| simulated::kept_cases().map(|_| ()))),
         (
             "short histories",
             Box::new(|| SCENARIOS.iter().try_for_each(|(_, text)| simulate(&scenario(text)).map(|_| ()))),
+        ),
+        // The same in every run: what many of these notice, no change of the engine hides by chance.
+        (
+            "fixed seeds",
+            Box::new(|| (0..FIXED_SEEDS).try_for_each(|seed| simulate(&Plan::from_seed(seed)).map(|_| ()))),
         ),
         (
             "exhaustive crashes",

@@ -211,6 +211,8 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          put 0 0 50
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          chore
@@ -220,7 +222,7 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          sync 0
          put 1 0 50
          gather 0
-         hold 0 90
+         hold 0 150
          put 2 0 50
          gather 0
          chore
@@ -229,8 +231,12 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          sync 0
          advance 300
          chore
+         chore
+         chore
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -238,10 +244,14 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -249,10 +259,14 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -260,10 +274,14 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -271,10 +289,14 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -282,10 +304,14 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
@@ -293,16 +319,22 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          settle 0 3 9
          gather 0
          chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0
          take 0 9
          settle 0 3 9
          gather 0
+         chore
+         chore
          chore
          gather 0
          sync 0",

@@ -22,10 +22,14 @@ const HISTORY: &str =
     put 0 2 300
     gather 0
     chore
+    chore
+    chore
     gather 0
     sync 0
     put 1 2 300
     gather 0
+    chore
+    chore
     chore
     gather 0
     sync 0
@@ -33,22 +37,30 @@ const HISTORY: &str =
     settle 0 3 1
     gather 0
     chore
+    chore
+    chore
     gather 0
     sync 0
     crash 0
     put 2 3 500
     gather 0
     chore
+    chore
+    chore
     gather 0
     sync 0
     put 0 1 900
     gather 0
+    chore
+    chore
     chore
     gather 0
     sync 0
     take 0 1
     settle 0 3 2
     gather 0
+    chore
+    chore
     chore
     gather 0
     sync 0
