@@ -204,7 +204,7 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          sync 0
          crash 4 9",
     ),
-    // A write fails beside one that does not return until its disk works again and all segments were used afresh.
+    // A write fails beside one that does not return until its disk works again, is full, and segments are used afresh.
     (
         "late",
         "seed 7 dirs 1 encrypted 0 segment-pages 5 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000
@@ -229,6 +229,7 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          gather 0
          fail 0 0 72
          sync 0
+         space 0 4
          advance 300
          chore
          chore
