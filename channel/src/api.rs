@@ -83,7 +83,8 @@ pub enum PutError {
 /// Why a take has no events.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TakeError {
-    /// The disk could not read back what it holds. Nothing is skipped; the operator decides (`wal-inspect verify`).
+    /// All that could be taken was taken, and there are events that their disk does not give out. Nothing is lost, and
+    /// `ChannelStats::unavailable` says more.
     #[error("channel {channel} cannot read {range}: {cause}")]
     Unreadable { channel: String, range: SeqRange, cause: String },
     #[error("the channel is closed")]
@@ -162,13 +163,32 @@ pub struct ChannelStats {
     pub take_success_events: u64,
     pub dead_lettered_events: u64,
     pub dropped_events: u64,
-    /// Events delivered out of their global order because a disk stalled.
+    /// Events delivered out of their global order because a disk stalled or could not be read.
     pub order_relaxed_events: u64,
     pub put_errors: u64,
     pub take_errors: u64,
     pub checkpoint_errors: u64,
-    /// A disk of the channel has failed and is fenced.
+    /// A disk of the channel has failed and is fenced, or does not give out all that it holds.
     pub unhealthy: bool,
+    /// Durable events that cannot be taken now, by disk. They count in `size_events`, and nothing is lost: they come once
+    /// their disk gives them out.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// Events that a disk holds and does not give out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unavailable {
+    /// The flush domain.
+    pub disk: String,
+    /// Since when, in milliseconds of the epoch.
+    pub since_ms: u64,
+    /// It answers no read, or only with errors, so that its events are passed by without being asked for.
+    pub away: bool,
+    /// Events met in a take that are tried again every second. There may be more of them behind.
+    pub events: u64,
+    /// Events in frames that are not what was written. They wait for the next start.
+    pub damaged_events: u64,
+    pub cause: String,
 }
 
 impl Abandoned for Result<PutReceipt, PutError> {

@@ -40,6 +40,7 @@ mod waiting;
 
 pub use api::{
     Channel, ChannelStats, Consumer, Lease, LeasedSlice, Producer, PutError, PutReceipt, TakeError, TakeLimits,
+    Unavailable,
 };
 pub use durable::inspect;
 #[cfg(any(test, feature = "sim"))]

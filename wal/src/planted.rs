@@ -139,6 +139,12 @@ bugs! {
     IgnoreAffinity,
     /// Events of a failed frame take room in the channel for ever.
     LeakCapacity,
+    /// A segment waits for every number between its first and its last event, although some are in flight to other disks.
+    WaitForStrangers,
+    /// Settlements in a frame on its way to a disk that stalls wait for that disk.
+    SettleWithTheStalled,
+    /// A disk that stalls counts as one that takes puts, so that they wait without end.
+    TrustTheStalled,
 
     // Queue, settlements and notes.
     /// The transactions of a frame are written last first.
@@ -165,6 +171,10 @@ bugs! {
     ReadUnchecked,
     /// Events that cannot be read back are passed by in silence.
     SkipUnreadable,
+    /// An event that cannot be read stops the takes of those behind it, also of other disks.
+    StopAtUnreadable,
+    /// Events that could not be read are not tried again before the next start.
+    ForgetHeld,
     /// Reading back ends at a hole that recovery had found.
     StopAtHole,
 }

@@ -94,6 +94,12 @@ impl Segment {
         self.index.get(after.saturating_sub(1)).map(|entry| entry.offset)
     }
 
+    /// The first event behind `seq` that can be found without passing it: the next entry of the index, or the end.
+    pub fn start_after(&self, seq: u64) -> u64 {
+        let after = self.index.partition_point(|entry| entry.seq <= seq);
+        self.index.get(after).map_or(self.end_seq, |entry| entry.seq)
+    }
+
     /// The incarnation whose frames are at `offset`.
     pub fn incarnation_at(&self, offset: u64) -> Option<&Incarnation> {
         self.incarnations.iter().find(|incarnation| (incarnation.start..incarnation.end).contains(&offset))

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use channel::ChannelStats;
+use channel::{ChannelStats, Unavailable};
 use serde_json::{Map, Value};
 
 use super::counters::{Gauge, SinkCounters, SourceCounters};
@@ -122,6 +122,12 @@ fn channel_values(values: &mut Map<String, Value>, stats: &ChannelStats, durable
         put(values, "CheckpointBackupWriteErrorCount", 0);
         put(values, "DiskBytes", stats.disk_bytes);
         put(values, "OrderRelaxedEventCount", stats.order_relaxed_events);
+        let count = |events: fn(&Unavailable) -> u64| stats.unavailable.iter().map(events).sum::<u64>();
+        put(values, "UnavailableEventCount", count(|disk| disk.events));
+        put(values, "DamagedEventCount", count(|disk| disk.damaged_events));
+        for disk in &stats.unavailable {
+            put(values, &format!("UnavailableSince.{}", disk.disk), disk.since_ms);
+        }
     }
 }
 

@@ -54,6 +54,7 @@ const REASON_MAX: usize = 200;
 
 mod frames;
 mod puts;
+mod reads;
 mod seat;
 mod settles;
 #[cfg(test)]
@@ -143,8 +144,10 @@ pub(crate) struct Core {
     affinity: BTreeMap<u64, (usize, usize)>,
     takes: VecDeque<WaitingTake>,
     order_wait: Option<Duration>,
-    reading: bool,
-    read_failed: Option<(SeqRange, String)>,
+    /// What the first take in line waits for: an event on the disk of this log.
+    wanted: Option<(usize, u64)>,
+    /// Where the last event was found that was looked for.
+    located: Option<(usize, SeqRange)>,
     notes: BTreeMap<(String, String), (u64, Bytes)>,
     note_bytes: usize,
     /// Removed while older versions were still on their way to a disk.
@@ -193,8 +196,8 @@ impl Core {
             affinity: BTreeMap::new(),
             takes: VecDeque::new(),
             order_wait: None,
-            reading: false,
-            read_failed: None,
+            wanted: None,
+            located: None,
             note_bytes: start.notes.iter().map(|((owner, key), (_, note))| owner.len() + key.len() + note.len()).sum(),
             notes: start.notes,
             removed_notes: BTreeMap::new(),
@@ -291,7 +294,7 @@ impl Core {
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         let puts = self.waiting.front().map(|put| put.deadline);
         let stuck = self.stuck_puts_due();
-        let riding = self.riding_due();
+        let (riding, reads) = (self.riding_due(), self.reads_due());
         let takes = self.takes.iter().filter_map(|take| take.deadline).min();
         let idle = self.pending.is_empty() && !self.seats.iter().any(|seat| seat.log.has_in_flight());
         // One that finds no room waits for that, and not for time.
@@ -300,7 +303,7 @@ impl Core {
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
         let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
         let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
-        [puts, stuck, riding, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
+        [puts, stuck, riding, reads, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
     }
 
     /// The identity of the channel.
@@ -386,11 +389,6 @@ impl Core {
         !self.pending.is_empty() || state_waits || self.seats.iter().any(|seat| seat.snapshot_wanted)
     }
 
-    /// Whether a take waits for a read that nobody has begun.
-    pub(crate) fn has_read(&self) -> bool {
-        !self.reading && self.wants_read()
-    }
-
     /// Whether [`next_chore`](Core::next_chore) would find something without waiting for time.
     pub(crate) fn chore_waits(&self, index: usize) -> bool {
         let seat = &self.seats[index];
@@ -441,6 +439,11 @@ impl Core {
         self.seats[index].log.segments()
     }
 
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn disk_bytes_of(&self, index: usize) -> u64 {
+        self.seats[index].log.disk_bytes()
+    }
+
     /// Bytes of events in memory, and of the tables that find the others.
     pub(crate) fn memory_bytes(&self) -> (usize, usize) {
         let index: usize =
@@ -468,7 +471,8 @@ impl Core {
             put_errors: self.counts.put_errors,
             take_errors: self.counts.take_errors,
             checkpoint_errors: self.counts.checkpoint_errors,
-            unhealthy: self.seats.iter().any(|seat| seat.log.failure().is_some()),
+            unhealthy: self.seats.iter().any(|seat| seat.log.failure().is_some() || seat.unreadable.is_some()),
+            unavailable: self.unavailable(),
         }
     }
 }

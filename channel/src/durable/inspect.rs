@@ -462,7 +462,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(inspection: &'a Inspection, content: &Content, which: Which) -> Walk<'a> {
-        let source = |segment| ReadSource::new(0, segment, 0);
+        let source = |segment| ReadSource::new(segment, 0);
         let sources: VecDeque<ReadSource> = content.scan.segments().map(source).collect();
         Walk { inspection, which, sources, offset: 0, chunk: None, ready: VecDeque::new() }
     }

@@ -13,10 +13,27 @@ use crate::settlement::SeqRange;
 /// Identifies a consumer handle.
 pub(crate) type ConsumerId = u64;
 
+/// Why events cannot be had although they are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Held {
+    /// Their disk is away, so nobody asked for them.
+    Passed,
+    /// Their disk answered with an error.
+    Failed,
+    /// Their disk answered with bytes that are not what was written.
+    Damaged,
+}
+
+impl Held {
+    pub(crate) const ALL: [Held; 3] = [Held::Passed, Held::Failed, Held::Damaged];
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     /// Durable and free to take.
     queued: RangeSet,
+    /// Durable, but not to be had now: by log and reason.
+    held: BTreeMap<(usize, Held), RangeSet>,
     /// Out with a consumer.
     leased: BTreeMap<ConsumerId, RangeSet>,
     leased_count: u64,
@@ -74,7 +91,11 @@ impl Queue {
         if planted::is(Bug::CheckpointForgetsLeases) {
             return all;
         }
-        self.leased.values().chain([&self.settling]).for_each(|ranges| all.insert_all(ranges));
+        self.leased
+            .values()
+            .chain(self.held.values())
+            .chain([&self.settling])
+            .for_each(|ranges| all.insert_all(ranges));
         all
     }
 
@@ -82,9 +103,42 @@ impl Queue {
         self.leased_count
     }
 
-    /// Events that are not gone yet: queued, leased, or settling.
+    /// Events that are not gone yet: queued, held, leased, or settling.
     pub(crate) fn size(&self) -> u64 {
-        self.queued.count() + self.leased_count + self.settling.count()
+        let held: u64 = self.held.values().map(RangeSet::count).sum();
+        self.queued.count() + held + self.leased_count + self.settling.count()
+    }
+
+    /// Offers events no longer, for the disk of `log` does not give them out; those of `range` that are with a consumer
+    /// stay there.
+    pub(crate) fn hold(&mut self, log: usize, why: Held, range: SeqRange) {
+        let mut pieces = self.queued.within(range);
+        pieces.iter().for_each(|piece| self.queued.remove(*piece));
+        for ((_, known), ranges) in self.held.iter_mut().filter(|((other, _), _)| *other == log) {
+            if *known != why {
+                pieces.extend(ranges.within(range));
+                ranges.remove(range);
+            }
+        }
+        let held = self.held.entry((log, why)).or_default();
+        pieces.into_iter().for_each(|piece| held.insert(piece));
+        self.held.retain(|_, ranges| !ranges.is_empty());
+    }
+
+    /// Offers again what was held of a log for this reason.
+    pub(crate) fn release(&mut self, log: usize, why: Held) {
+        if let Some(ranges) = self.held.remove(&(log, why)) {
+            self.queued.insert_all(&ranges);
+        }
+    }
+
+    pub(crate) fn held(&self, log: usize, why: Held) -> Option<&RangeSet> {
+        self.held.get(&(log, why))
+    }
+
+    /// The oldest event that is held for whatever reason, and the log it is on.
+    pub(crate) fn first_held(&self) -> Option<(u64, usize)> {
+        self.held.iter().filter_map(|((log, _), ranges)| Some((ranges.first()?.start, *log))).min()
     }
 
     /// Gives out sequence numbers.
@@ -181,8 +235,16 @@ impl Queue {
     fn raise_floor(&mut self) {
         let leased = self.leased.values().filter_map(RangeSet::first).map(|range| range.start).min();
         let leased = leased.filter(|_| !planted::is(Bug::FloorPassesLeases));
+        let held = self.first_held().map(|(seq, _)| seq);
         let open = [self.queued.first(), self.settling.first(), self.unresolved.first()];
-        let floor = open.into_iter().flatten().map(|range| range.start).chain(leased).min().unwrap_or(self.next_seq);
+        let floor = open
+            .into_iter()
+            .flatten()
+            .map(|range| range.start)
+            .chain(leased)
+            .chain(held)
+            .min()
+            .unwrap_or(self.next_seq);
         self.floor = self.floor.max(floor);
         if self.floor > 0 {
             self.settled.remove(SeqRange::new(0, self.floor));
@@ -250,6 +312,25 @@ mod tests {
         assert_eq!(queue.durable_seq(), 0);
         queue.void(first);
         assert_eq!((queue.head(), queue.durable_seq(), queue.floor()), (Some((second, false)), 4, 2));
+    }
+
+    #[test]
+    fn what_is_held_is_passed_by_counts_and_comes_first_once_it_is_released() {
+        let mut queue = Queue::default();
+        let range = queue.reserve(10).unwrap();
+        queue.publish(range);
+        queue.lease(1, SeqRange::new(2, 4));
+        queue.hold(0, Held::Passed, SeqRange::new(0, 6));
+        assert_eq!((queue.head(), queue.first_held()), (Some((SeqRange::new(6, 10), false)), Some((0, 0))));
+        queue.lease(1, SeqRange::new(6, 10));
+        queue.start_settling(1, SeqRange::new(6, 10));
+        queue.settle(SeqRange::new(6, 10));
+        queue.hold(0, Held::Failed, SeqRange::new(4, 6));
+        assert_eq!((queue.floor(), queue.size(), queue.unsettled().count()), (0, 6, 6));
+        assert_eq!(queue.held(0, Held::Passed).map(RangeSet::count), Some(2));
+        queue.release(0, Held::Passed);
+        queue.give_back_all(1);
+        assert_eq!(queue.head(), Some((SeqRange::new(0, 4), false)));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Reads one chunk from the nearest entry of the sparse index, checks and decrypts each frame once, and hands back
 //! all events of the chunk, so that a drain reads the disk once and forward. A frame that recovery counted and that
 //! cannot be read now is an error with its range, never a silent gap.
+//!
+//! A disk that answers with an error and one that answers with other bytes than were written are told apart. Bytes are
+//! asked for a second time before they count as damaged, for a transfer may flip a bit; rot stays.
 
 use std::io;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use wal::format::frame::{self, FrameHeader};
 use wal::format::section::sections;
 use wal::io::File;
 use wal::io::buffer::Buffer;
+use wal::limits::PAGE;
 use wal::planted::{self, Bug};
 use wal::recover::scan::open_body;
 use wal::segment::{Incarnation, Segment};
@@ -28,13 +32,15 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct ReadJob {
     pub(crate) seq: u64,
-    pub(crate) sources: Vec<ReadSource>,
+    /// The segment that holds it.
+    pub(crate) source: Option<ReadSource>,
+    /// The next event that can be read without passing this one.
+    pub(crate) next: u64,
 }
 
-/// A segment whose events lie around the wanted one.
+/// A segment, and where to begin in it.
 #[derive(Debug)]
 pub(crate) struct ReadSource {
-    pub(crate) log: usize,
     ordinal: u64,
     slot: u64,
     file: Arc<dyn File>,
@@ -46,15 +52,24 @@ pub(crate) struct ReadSource {
 #[derive(Debug)]
 pub(crate) enum ReadDone {
     Found(Vec<LeasedSlice>),
-    Failed { range: SeqRange, cause: String },
+    /// The disk answers with an error; events of other disks may lie in the range as well.
+    Failed {
+        range: SeqRange,
+        cause: String,
+    },
+    /// The disk answers, twice, with something that was not written.
+    Damaged {
+        range: SeqRange,
+        cause: String,
+    },
 }
 
-/// Where the last read of each log ended: a drain goes on there instead of at the index.
+/// Where the last read of a log ended: a drain goes on there instead of at the index.
 #[derive(Debug, Default)]
-pub(crate) struct Cursors(Vec<Option<Cursor>>);
+pub(crate) struct Cursor(Option<Behind>);
 
 #[derive(Debug, Clone, Copy)]
-struct Cursor {
+struct Behind {
     ordinal: u64,
     /// A frame at `offset` holds nothing below `seq`.
     seq: u64,
@@ -62,9 +77,8 @@ struct Cursor {
 }
 
 impl ReadSource {
-    pub(crate) fn new(log: usize, segment: &Segment, offset: u64) -> ReadSource {
+    pub(crate) fn new(segment: &Segment, offset: u64) -> ReadSource {
         ReadSource {
-            log,
             ordinal: segment.ordinal,
             slot: segment.slot,
             file: Arc::clone(&segment.file),
@@ -90,6 +104,14 @@ impl ReadSource {
         })
     }
 
+    /// The header of the frame at `offset`, if it is one of this place.
+    fn header(&self, head: &[u8], offset: u64) -> Result<FrameHeader, String> {
+        let header = FrameHeader::decode(head).map_err(|damage| damage.to_string())?;
+        let here = self.incarnation_at(offset).is_some_and(|incarnation| incarnation.id == header.incarnation);
+        let is_here = here && header.offset == offset && header.ordinal == self.ordinal;
+        is_here.then_some(header).ok_or_else(|| "a frame of another place".to_owned())
+    }
+
     /// Where the next frame may be after a place that holds none.
     pub(crate) fn skip(&self, offset: u64) -> Option<u64> {
         let inside = |incarnation: &&Incarnation| (incarnation.start..incarnation.end).contains(&offset);
@@ -104,33 +126,51 @@ impl ReadSource {
 
 impl ReadJob {
     /// Reads. Blocks.
-    pub(crate) fn run(&self, cursors: &mut Cursors) -> ReadDone {
-        let range = SeqRange::new(self.seq, self.seq + 1);
-        let mut failed = None;
-        for source in &self.sources {
-            match self.read(source, cursors) {
-                Ok(slices) if slices.is_empty() => {}
-                Ok(slices) => return ReadDone::Found(slices),
-                // Segments of several disks may hold it: one that is lost must not hide what another one has.
-                Err(cause) => failed = failed.or(Some(cause)),
+    pub(crate) fn run(&self, cursor: &mut Cursor) -> ReadDone {
+        match self.read(cursor) {
+            ReadDone::Damaged { .. } => {
+                cursor.0 = None;
+                self.read(cursor)
             }
+            done => done,
         }
-        ReadDone::Failed { range, cause: failed.unwrap_or_else(|| "no segment holds it".to_owned()) }
     }
 
-    fn read(&self, source: &ReadSource, cursors: &mut Cursors) -> Result<Vec<LeasedSlice>, String> {
+    fn read(&self, cursor: &mut Cursor) -> ReadDone {
+        let damaged = |start: u64, end: u64, cause: String| {
+            let range = SeqRange::new(start.max(self.seq), end.max(self.seq + 1));
+            ReadDone::Damaged { range, cause }
+        };
+        let Some(source) = &self.source else {
+            return damaged(self.seq, self.seq + 1, "no segment holds it".to_owned());
+        };
         let at = |offset: u64| format!("segment {} at {offset}", source.slot);
-        if cursors.0.len() <= source.log {
-            cursors.0.resize(source.log + 1, None);
-        }
-        let mut offset = match cursors.0[source.log] {
-            Some(cursor) if cursor.ordinal == source.ordinal && cursor.seq <= self.seq => {
-                cursor.offset.max(source.offset)
+        let failed = |offset: u64, end: u64, error: io::Error| {
+            let cause = format!("{}: {error}", at(offset));
+            let end = end.max(self.seq + 1);
+            match error.kind() {
+                io::ErrorKind::UnexpectedEof => damaged(self.seq, end, cause),
+                _ => ReadDone::Failed { range: SeqRange::new(self.seq, end), cause },
+            }
+        };
+        let mut offset = match cursor.0 {
+            Some(behind) if behind.ordinal == source.ordinal && behind.seq <= self.seq => {
+                behind.offset.max(source.offset)
             }
             _ => source.offset,
         };
-        let mut chunk = Chunk::new(source.len).map_err(|error| error.to_string())?;
+        let mut chunk = match Chunk::new(source.len) {
+            Ok(chunk) => chunk,
+            Err(error) => return failed(offset, self.seq + 1, error),
+        };
         let mut slices: Vec<LeasedSlice> = Vec::new();
+        // What came in the way: a page that cannot be read, or is no header where one must be.
+        let mut lost: Option<(bool, String)> = None;
+        let missed = |end: u64, offset: u64, lost: Option<(bool, String)>| match lost {
+            Some((true, cause)) => ReadDone::Failed { range: SeqRange::new(self.seq, end.max(self.seq + 1)), cause },
+            Some((false, cause)) => damaged(self.seq, end, cause),
+            None => damaged(self.seq, end, format!("{}: no frame holds it", at(offset))),
+        };
         loop {
             if source.incarnation_at(offset).is_none() {
                 match source.skip(offset) {
@@ -146,33 +186,55 @@ impl ReadJob {
             if found && !chunk.holds(offset, frame::HEADER) {
                 break;
             }
-            let error = |error: io::Error| format!("{}: {error}", at(offset));
-            let head = chunk.bytes(source, offset, frame::HEADER.next_multiple_of(4096)).map_err(error)?;
-            let header = FrameHeader::decode(head).map_err(|damage| format!("{}: {damage}", at(offset)))?;
-            let incarnation = source.incarnation_at(offset).filter(|incarnation| incarnation.id == header.incarnation);
-            let Some(incarnation) = incarnation.filter(|_| header.offset == offset && header.ordinal == source.ordinal)
-            else {
-                return Err(format!("{}: a frame of another place", at(offset)));
+            let head = match chunk.bytes(source, offset, frame::HEADER.next_multiple_of(PAGE)) {
+                Ok(head) => head,
+                Err(error) if lost.is_none() && error.kind() != io::ErrorKind::UnexpectedEof => {
+                    lost = Some((true, format!("{}: {error}", at(offset))));
+                    offset += PAGE as u64;
+                    continue;
+                }
+                Err(error) => return failed(offset, self.next, error),
+            };
+            let header = match source.header(head, offset) {
+                Ok(header) => header,
+                Err(_) if found => break,
+                Err(cause) => {
+                    // How long its frame was nobody knows; the next one says whose events were in it.
+                    lost.get_or_insert((false, format!("{}: {cause}", at(offset))));
+                    offset += PAGE as u64;
+                    continue;
+                }
             };
             if header.seq_count > 0 && header.first_seq > self.seq && !found {
-                break;
+                return missed(header.first_seq, offset, lost);
             }
-            let wanted = header.seq_count > 0 && header.end_seq() > self.seq;
-            if wanted {
+            if header.seq_count > 0 && header.end_seq() > self.seq {
                 let len = header.stored_len as usize;
                 if found && !chunk.holds(offset, len) {
                     break;
                 }
-                let error = |error: io::Error| format!("{}: {error}", at(offset));
-                let bytes = chunk.bytes(source, offset, len).map_err(error)?;
-                slices.extend(decode(bytes, &header, incarnation).map_err(|cause| format!("{}: {cause}", at(offset)))?);
+                let bytes = match chunk.bytes(source, offset, len) {
+                    Ok(bytes) => bytes,
+                    Err(error) => return failed(offset, header.end_seq(), error),
+                };
+                let incarnation = source.incarnation_at(offset).expect("its header was compared with it");
+                match decode(bytes, &header, incarnation) {
+                    Ok(more) => slices.extend(more),
+                    Err(_) if found => break,
+                    Err(cause) => {
+                        return damaged(header.first_seq, header.end_seq(), format!("{}: {cause}", at(offset)));
+                    }
+                }
             }
             offset = header.end();
             if header.seq_count > 0 {
-                cursors.0[source.log] = Some(Cursor { ordinal: source.ordinal, seq: header.end_seq(), offset });
+                cursor.0 = Some(Behind { ordinal: source.ordinal, seq: header.end_seq(), offset });
             }
         }
-        Ok(slices)
+        if slices.is_empty() {
+            return missed(self.next, offset, lost);
+        }
+        ReadDone::Found(slices)
     }
 }
 
@@ -204,8 +266,14 @@ impl Chunk {
             self.start = offset;
             let wanted = self.buffer.capacity().min((source.len - offset) as usize);
             self.buffer.set_len(wanted);
-            let read = source.file.read_at(&mut self.buffer, offset)?;
-            self.buffer.set_len(read);
+            let mut read = source.file.read_at(&mut self.buffer, offset);
+            if read.is_err() && wanted > len {
+                // What follows may have a bad sector, and is not asked for.
+                self.buffer.set_len(len);
+                read = source.file.read_at(&mut self.buffer, offset);
+            }
+            self.buffer.set_len(*read.as_ref().unwrap_or(&0));
+            let read = read?;
             if read < len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -22,7 +22,7 @@ use wal::seal::{ChannelKey, OsRandom};
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
 use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
-use super::read::Cursors;
+use super::read::Cursor;
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::event::EventBatch;
 use crate::settlement::{NoteUpdate, SettleError, Settlement};
@@ -111,8 +111,8 @@ struct Shared {
     writes: Vec<Arc<Signal>>,
     /// One for each log: work with files.
     chores: Vec<Signal>,
-    /// Something to read.
-    reads: Signal,
+    /// One for each log: something to read.
+    reads: Vec<Signal>,
     /// A deadline that is earlier than the one slept for.
     clock: Signal,
     /// What the clock sleeps for, in microseconds since the start; `u64::MAX` for nothing.
@@ -147,17 +147,17 @@ impl Shared {
     /// round of context switches.
     fn step<T>(&self, step: impl FnOnce(&mut Core, Duration, &mut Vec<Answer>) -> T) -> T {
         let mut answers = Vec::new();
-        let (result, writes, reads, deadline) = {
+        let (result, writes, deadline) = {
             let mut core = self.lock();
-            let result = step(&mut core, self.now(), &mut answers);
-            (result, core.has_work(), core.has_read(), core.next_deadline())
+            let now = self.now();
+            let result = step(&mut core, now, &mut answers);
+            let due = self.reads.iter().enumerate().filter(|(log, _)| core.read_is_due(*log, now));
+            due.for_each(|(_, signal)| signal.raise_one());
+            (result, core.has_work(), core.next_deadline())
         };
         if writes {
             // Which log takes it is theirs to find out: the first one with a free slot does.
             self.writes.iter().for_each(|signal| signal.raise_one());
-        }
-        if reads {
-            self.reads.raise_one();
         }
         if deadline.is_some_and(|deadline| as_micros(deadline) < self.clock_set_us.load(Ordering::Acquire)) {
             self.clock.raise_one();
@@ -169,7 +169,7 @@ impl Shared {
     fn raise_everything(&self) {
         self.writes.iter().for_each(|signal| signal.raise_all());
         self.chores.iter().for_each(Signal::raise_all);
-        self.reads.raise_all();
+        self.reads.iter().for_each(Signal::raise_all);
         self.clock.raise_all();
         self.checkpoints.raise_all();
     }
@@ -277,7 +277,7 @@ impl DurableChannel {
             core: Mutex::new(core),
             writes,
             chores: dirs.iter().map(|_| Signal::default()).collect(),
-            reads: Signal::default(),
+            reads: dirs.iter().map(|_| Signal::default()).collect(),
             clock: Signal::default(),
             clock_set_us: AtomicU64::new(u64::MAX),
             checkpoints: Signal::default(),
@@ -324,9 +324,9 @@ impl DurableChannel {
             }
             let shared = Arc::clone(&self.shared);
             start(format!("f{index}"), Box::new(move || chore_loop(&shared, index)))?;
+            let shared = Arc::clone(&self.shared);
+            start(format!("r{index}"), Box::new(move || read_loop(&shared, index)))?;
         }
-        let shared = Arc::clone(&self.shared);
-        start("read".to_owned(), Box::new(move || read_loop(&shared)))?;
         let shared = Arc::clone(&self.shared);
         start("ckpt".to_owned(), Box::new(move || checkpoint_loop(&shared)))?;
         let shared = Arc::clone(&self.shared);
@@ -444,20 +444,20 @@ fn chore_loop(shared: &Shared, index: usize) {
     }
 }
 
-fn read_loop(shared: &Shared) {
-    let mut cursors = Cursors::default();
+fn read_loop(shared: &Shared, index: usize) {
+    let mut cursor = Cursor::default();
     loop {
-        let seen = shared.reads.count();
-        let job = shared.lock().next_read();
+        let seen = shared.reads[index].count();
+        let job = shared.lock().next_read(index, shared.now(), wall_ms());
         let Some(job) = job else {
             if shared.is_stopping() {
                 return;
             }
-            shared.reads.wait(seen, None);
+            shared.reads[index].wait(seen, None);
             continue;
         };
-        let done = job.run(&mut cursors);
-        shared.step(|core, now, answers| core.read_done(now, done, answers));
+        let done = job.run(&mut cursor);
+        shared.step(|core, now, answers| core.read_done(now, index, done, answers));
     }
 }
 

@@ -74,23 +74,15 @@ impl Running {
         lock(&self.ledger).totals
     }
 
-    /// Waits until so many more puts are acknowledged and so many more events settled. `Ok(false)` when takes cannot go on
-    /// because events lie on a disk that cannot be read: nothing is passed over, so they wait for it, and in the end puts
-    /// wait for room.
-    pub(crate) fn goes_on(&self, puts: u64, settled: u64, during: &str) -> Result<bool, String> {
-        let (before, errors) = (self.totals(), self.take_errors());
+    /// Waits until so many more puts are acknowledged and so many more events settled.
+    pub(crate) fn goes_on(&self, puts: u64, settled: u64, during: &str) -> Result<(), String> {
+        let before = self.totals();
         let (puts, settled) = (before.puts_acknowledged + puts, before.events_settled + settled);
-        let is_blocked = || self.take_errors() > errors;
-        let is_full = |totals: Totals| totals.puts_refused > before.puts_refused;
-        let is_there = |totals: Totals| {
-            (totals.puts_acknowledged >= puts || (is_blocked() && is_full(totals)))
-                && (totals.events_settled >= settled || is_blocked())
-        };
+        let is_there = |totals: Totals| totals.puts_acknowledged >= puts && totals.events_settled >= settled;
         until(|| is_there(self.totals())).map_err(|()| {
             let (now, stats) = (self.totals(), self.channel.stats());
             format!("does not go on {during}: {before:?} became {now:?} in {SOON:?}, the channel says {stats:?}")
-        })?;
-        Ok(self.totals().events_settled >= settled)
+        })
     }
 
     /// More producers and consumers, whose events have numbers far from those of the others.
@@ -98,10 +90,6 @@ impl Running {
         let first = MORE * self.loads.len() as u64;
         self.loads.push(Load::start(&self.channel, setting, first, &self.witness));
         first
-    }
-
-    fn take_errors(&self) -> u64 {
-        self.channel.stats().take_errors
     }
 
     /// Ends the load and closes the channel, which answers what is in flight; its disks may fail meanwhile.

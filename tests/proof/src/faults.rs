@@ -45,8 +45,6 @@ struct Progress {
     in_recovery: u64,
     /// The file system itself needs a repair: nothing could be compared.
     not_mounted: u64,
-    /// Takes waited for events that only the failed disk holds.
-    blocked: u64,
     sectors_lost: u64,
 }
 
@@ -82,7 +80,6 @@ pub(crate) fn run(budget: &Budget) -> Tally {
         ("xfs flushes", progress.met[1][1]),
         ("in recovery", progress.in_recovery),
         ("not mountable", progress.not_mounted),
-        ("takes blocked", progress.blocked),
         ("not reached", progress.not_met),
         ("sectors lost", progress.sectors_lost),
         ("puts acknowledged", totals.puts_acknowledged),
@@ -108,7 +105,6 @@ struct Point {
 /// What a point without a broken promise showed.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
-    takes_went_on: bool,
     /// Sectors that the disk lost with its power.
     lost: u64,
     /// The file system mounts again. xfs sometimes refuses (EBADMSG) and wants a repair by hand.
@@ -150,7 +146,6 @@ fn rig(number: u64, budget: &Budget, progress: &Mutex<Progress>) -> Result<(), S
         progress.in_recovery += u64::from(met && point.in_recovery);
         match outcome {
             Ok(outcome) => {
-                progress.blocked += u64::from(!outcome.takes_went_on);
                 progress.sectors_lost += outcome.lost;
                 if !outcome.is_there {
                     progress.not_mounted += 1;
@@ -208,7 +203,7 @@ impl Rig {
             // It may open and it may not; either way it leaves what the next recovery needs.
             drop(self.bench.setting.open());
             lost = self.power_off(&handle)?;
-            Ok(true)
+            Ok(())
         } else {
             match self.bench.start() {
                 Ok(running) => {
@@ -228,23 +223,23 @@ impl Rig {
         self.disk.heal();
         self.sound.mount()?;
         let is_there = self.sick.mount().is_ok();
-        Ok((met, outcome.map(|takes_went_on| Outcome { takes_went_on, lost, is_there })))
+        Ok((met, outcome.map(|()| Outcome { lost, is_there })))
     }
 
-    /// Lets the disk fail under the load, and wants the load to go on. Whether takes did, too.
-    fn strike(&self, point: Point, failed_before: u64, running: &Running) -> Result<bool, String> {
+    /// Lets the disk fail under the load, and wants puts and takes to go on.
+    fn strike(&self, point: Point, failed_before: u64, running: &Running) -> Result<(), String> {
         running.goes_on(5, 0, "before any fault")?;
         self.disk.fail(point.asked, point.left, point.times);
         let before = running.totals().puts_acknowledged;
         // A channel that needs no more of the disk than this asks it no more.
         let is_enough = || running.totals().puts_acknowledged > before + 400;
         let _met_or_not = until(|| self.disk.failed() > failed_before || is_enough());
-        let mut takes = running.goes_on(PUTS_BESIDE, SETTLED_BESIDE, "beside a failed disk")?;
+        running.goes_on(PUTS_BESIDE, SETTLED_BESIDE, "beside a failed disk")?;
         if point.heals {
             self.disk.heal();
-            takes &= running.goes_on(PUTS_BESIDE, SETTLED_BESIDE, "after the disk is healed")?;
+            running.goes_on(PUTS_BESIDE, SETTLED_BESIDE, "after the disk is healed")?;
         }
-        Ok(takes)
+        Ok(())
     }
 
     /// Cuts the power of both disks, the failing one first or last.

@@ -488,6 +488,10 @@ impl LogScan {
         }
         let oldest = self.segments.first().map_or(self.next_ordinal, |found| found.segment.ordinal);
         fences.retain(|fence| fence.ordinal >= oldest);
+        // Each header repeats those before it, and segments are read newest first.
+        fences.sort_unstable_by_key(|fence| {
+            (fence.ordinal, fence.incarnation, fence.end, fence.hole_start, fence.hole_end)
+        });
         fences.dedup();
         // Only the newest fit a header. Older ones are below marks that newer frames carry.
         let surplus = fences.len().saturating_sub(FENCES_MAX);

@@ -429,7 +429,7 @@ mod tests {
     use crate::api::TakeLimits;
     use crate::durable::core::CoreOptions;
     use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
-    use crate::durable::read::Cursors;
+    use crate::durable::read::Cursor;
     use crate::event::EventBatch;
     use crate::settlement::{Outcome, Settlement};
     use crate::ticket::Ticket;
@@ -532,8 +532,8 @@ mod tests {
         let (sender, ticket) = Ticket::pair();
         let mut answers = Vec::new();
         core.take(now, 1, limits, Duration::from_secs(1), sender, &mut answers);
-        while let Some(job) = core.next_read() {
-            core.read_done(now, job.run(&mut Cursors::default()), &mut answers);
+        while let Some(job) = core.next_read(0, now, 1) {
+            core.read_done(now, 0, job.run(&mut Cursor::default()), &mut answers);
         }
         answers.into_iter().for_each(Answer::send);
         let lease = ticket.wait().unwrap();
@@ -566,9 +566,9 @@ mod tests {
         let limits = TakeLimits { events: 1, bytes: 1000 };
         let (sender, ticket) = Ticket::pair();
         core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
-        while let Some(job) = core.next_read() {
+        while let Some(job) = core.next_read(0, now, 1) {
             let mut answers = Vec::new();
-            core.read_done(now, job.run(&mut Cursors::default()), &mut answers);
+            core.read_done(now, 0, job.run(&mut Cursor::default()), &mut answers);
             answers.into_iter().for_each(Answer::send);
         }
         assert_eq!(ticket.wait().unwrap().event_count(), 1);
@@ -580,8 +580,8 @@ mod tests {
                 assert_eq!(core.stats().size_events, queued - settled + 1);
                 let (sender, _ticket) = Ticket::pair();
                 core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
-                while let Some(job) = core.next_read() {
-                    core.read_done(now, job.run(&mut Cursors::default()), &mut Vec::new());
+                while let Some(job) = core.next_read(0, now, 1) {
+                    core.read_done(now, 0, job.run(&mut Cursor::default()), &mut Vec::new());
                 }
             }
             assert!(settle_one(&mut core, &disk, now), "the settlement after {settled} of {queued}");

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wal::log::Log;
+use wal::planted::{self, Bug};
 use wal::segment::Segment;
 
 use super::Core;
@@ -15,6 +16,8 @@ use crate::durable::queue::Queue;
 
 /// A disk that owes an answer for so long stalls: nothing new is given to it while another one is well.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// So many reads in a row that fail are a lost disk; one may be a bad sector.
+pub(super) const READ_ERRORS_MAX: u32 = 2;
 
 pub(super) struct Seat {
     pub(super) log: Log,
@@ -34,6 +37,40 @@ pub(super) struct Seat {
     pub(super) riding: BTreeMap<u64, Vec<PendingState>>,
     /// Since when the disk owes an answer; each answer begins it anew.
     pub(super) owes_since: Option<Duration>,
+    /// A read that is out.
+    pub(super) reading: Option<Reading>,
+    /// What is known of a disk that does not give out what it holds.
+    pub(super) unreadable: Option<Unreadable>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) since: Duration,
+    pub(super) since_ms: u64,
+    pub(super) seq: u64,
+    /// It is to find out whether the disk is back.
+    pub(super) probe: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Since when, as time of day.
+    pub(super) since_ms: u64,
+    /// Errors in a row.
+    pub(super) errors: u32,
+    pub(super) cause: String,
+    /// When it is tried next; `None` when there is nothing to try it with.
+    pub(super) probe_at: Option<Duration>,
+    /// The event that had failed with which it was tried last.
+    pub(super) tried: u64,
+    /// An event that was passed could be read just now.
+    pub(super) answers: bool,
+}
+
+impl Unreadable {
+    pub(super) fn new(since_ms: u64, probe_at: Duration, cause: String) -> Unreadable {
+        Unreadable { since_ms, errors: 0, cause, probe_at: Some(probe_at), tried: 0, answers: false }
+    }
 }
 
 /// Why, and from when on, a log takes no puts.
@@ -58,7 +95,14 @@ impl Seat {
             held_up: Cell::default(),
             riding: BTreeMap::new(),
             owes_since: None,
+            reading: None,
+            unreadable: None,
         }
+    }
+
+    /// Whether its events are passed by.
+    pub(super) fn is_away(&self) -> bool {
+        self.unreadable.as_ref().is_some_and(|unreadable| unreadable.errors >= READ_ERRORS_MAX)
     }
 
     /// From when on the disk counts as stalled, if nothing is heard of it.
@@ -79,8 +123,9 @@ impl Seat {
     /// Whether every event that a segment holds is done for good. Numbers between them lie elsewhere, or stand for nothing,
     /// or are on their way to a disk that may stall: they are none of its business.
     pub(super) fn is_drained(&self, segment: &Segment, queue: &Queue) -> bool {
-        if queue.last_open(segment.first_seq, segment.end_seq).is_none() {
-            return true;
+        let all_done = queue.last_open(segment.first_seq, segment.end_seq).is_none();
+        if all_done || planted::is(Bug::WaitForStrangers) {
+            return all_done;
         }
         if let Some((ordinal, seq)) = self.held_up.get()
             && ordinal == segment.ordinal
@@ -95,7 +140,10 @@ impl Seat {
 
     pub(super) fn stuck_from(&self) -> Option<Duration> {
         let full = self.log.blocked().is_some() && self.needs_segment;
-        if self.log.failure().is_some() || full { Some(Duration::ZERO) } else { self.stalls_from() }
+        if self.log.failure().is_some() || full {
+            return Some(Duration::ZERO);
+        }
+        self.stalls_from().filter(|_| !planted::is(Bug::TrustTheStalled))
     }
 
     pub(super) fn stuck(&self) -> Option<Stuck> {
@@ -116,7 +164,7 @@ impl Core {
     pub(super) fn say_elsewhere(&mut self, now: Duration) {
         for index in 0..self.seats.len() {
             let rides = !self.seats[index].riding.is_empty() && !self.seats[index].is_well(now);
-            if rides && self.another_is_well(index, now) {
+            if rides && self.another_is_well(index, now) && !planted::is(Bug::SettleWithTheStalled) {
                 let riding = std::mem::take(&mut self.seats[index].riding);
                 self.states.extend(riding.into_values().flatten());
             }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use wal::device::Device;
 use wal::io::buffer::Buffer;
-use wal::io::sim::{SimDisk, SimRandom};
+use wal::io::sim::{Failure, Fault, Operation, SimDisk, SimRandom};
 
 use super::{Answer, Core, CoreOptions};
 use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::durable::job::{Job, PendingPut};
-use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
-use crate::durable::read::Cursors;
+use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, open};
+use crate::durable::read::{Cursor, ReadJob};
 use crate::event::EventBatch;
 use crate::settlement::{SettleError, Settlement};
 use crate::ticket::Ticket;
@@ -26,7 +26,8 @@ pub(super) struct Stage {
     /// Disks that take no part.
     pub(super) asleep: Vec<bool>,
     flights: Vec<(Job, Buffer)>,
-    cursors: Vec<Cursors>,
+    cursors: Vec<Cursor>,
+    reads: Vec<Option<ReadJob>>,
 }
 
 impl Stage {
@@ -36,6 +37,10 @@ impl Stage {
     }
 
     fn on(disks: Vec<SimDisk>) -> Stage {
+        Stage::open(disks).unwrap()
+    }
+
+    pub(super) fn open(disks: Vec<SimDisk>) -> Result<Stage, OpenError> {
         let dirs: Vec<OpenDir> = disks
             .iter()
             .enumerate()
@@ -49,7 +54,7 @@ impl Stage {
             on_damage: OnDamage::Refuse,
         };
         let random = SimRandom::new(1);
-        let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
+        let (start, _) = open(&dirs, &settings, &random, 1, None)?;
         let options = CoreOptions {
             name: "c1".to_owned(),
             capacity: 1000,
@@ -60,14 +65,15 @@ impl Stage {
             checkpoint_interval: Duration::ZERO,
         };
         let signals = disks.iter().map(|_| Arc::default()).collect();
-        Stage {
+        Ok(Stage {
             core: Core::new(options, Arc::new(random), signals, start),
             now: Duration::from_secs(1),
             asleep: vec![false; disks.len()],
             flights: Vec::new(),
-            cursors: disks.iter().map(|_| Cursors::default()).collect(),
+            cursors: disks.iter().map(|_| Cursor::default()).collect(),
+            reads: disks.iter().map(|_| None).collect(),
             disks,
-        }
+        })
     }
 
     /// The process dies and starts again on the same disks, which are all awake.
@@ -140,21 +146,25 @@ impl Stage {
         self.core.tick(self.now, &mut answers);
         answers.into_iter().for_each(Answer::send);
         for index in 0..self.disks.len() {
+            self.read(index);
             if !self.asleep[index] {
                 self.gather(index);
-                self.read(index);
             }
         }
         self.write();
     }
 
-    /// What a take waits for is read, if it lies on this disk.
-    pub(super) fn read(&mut self, index: usize) {
-        if let Some(job) = self.core.next_read() {
-            let done = job.run(&mut self.cursors[index]);
-            let mut answers = Vec::new();
-            self.core.read_done(self.now, done, &mut answers);
-            answers.into_iter().for_each(Answer::send);
+    /// What is asked of this disk is read; while it is asleep that hangs.
+    fn read(&mut self, index: usize) {
+        let job = self.reads[index].take().or_else(|| self.core.next_read(index, self.now, 1));
+        match job {
+            Some(job) if !self.asleep[index] => {
+                let done = job.run(&mut self.cursors[index]);
+                let mut answers = Vec::new();
+                self.core.read_done(self.now, index, done, &mut answers);
+                answers.into_iter().for_each(Answer::send);
+            }
+            job => self.reads[index] = job,
         }
     }
 
@@ -193,5 +203,27 @@ impl Stage {
         self.core.settle(self.now, consumer, vec![Settlement::delivered(ranges)], sender, &mut answers);
         answers.into_iter().for_each(Answer::send);
         ticket
+    }
+
+    /// Every read of this disk fails from now on.
+    pub(super) fn blind(&self, index: usize) {
+        let disk = &self.disks[index];
+        let failure = Failure::Errno(5);
+        disk.inject(Fault { at: disk.operations() + 1, only: Some(Operation::Read), forever: true, failure });
+    }
+
+    /// The next so many reads of this disk fail.
+    pub(super) fn fail_reads(&self, index: usize, count: u64) {
+        let disk = &self.disks[index];
+        for at in disk.operations() + 1..=disk.operations() + count {
+            disk.inject(Fault { at, only: Some(Operation::Read), forever: false, failure: Failure::Errno(5) });
+        }
+    }
+
+    /// Changes the bytes of the only segment of a disk that has frames.
+    pub(super) fn rot(&self, index: usize, change: impl Fn(&mut Vec<u8>)) {
+        let dir = format!("d{index}");
+        let first = self.core.seats[index].log.segments().next().expect("a segment").slot;
+        self.disks[index].corrupt(&dir, &wal::log::slot_name(first), change);
     }
 }

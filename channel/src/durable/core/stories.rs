@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use wal::limits::{INCARNATION_HEADER, PAGE};
+
 use super::stage::{KEEP_ALIVE, SEGMENT_LEN, Stage};
-use crate::api::PutError;
+use crate::api::{PutError, TakeError};
+use crate::durable::open::OpenError;
 
 const TURN: Duration = Duration::from_millis(100);
 
@@ -41,7 +44,7 @@ fn space_comes_back_on_the_other_disks_while_a_put_hangs_on_one_that_stalls() {
 fn space_given_back_around_a_hanging_put_is_understood_by_the_next_start() {
     let mut stage = Stage::new(2);
     let (producer, other, consumer) = (stage.producer(), stage.producer(), stage.producer());
-    stage.put(0, producer, 100);
+    let unread = stage.put(0, producer, 100);
     stage.put(1, other, 100);
     drop(stage.ask(producer, 100));
     assert!(stage.gather(0));
@@ -49,7 +52,7 @@ fn space_given_back_around_a_hanging_put_is_understood_by_the_next_start() {
     traffic_on_the_second_disk(&mut stage, other, consumer);
     let mut stage = stage.restart();
     let consumer = stage.producer();
-    assert_eq!(stage.take_all(consumer).0, [] as [u64; 0]);
+    assert_eq!(stage.take_all(consumer).0, [unread]);
     let producer = stage.producer();
     stage.put(0, producer, 100);
     let bytes = traffic_on_the_second_disk(&mut stage, producer, consumer);
@@ -113,4 +116,116 @@ fn a_put_that_no_healthy_disk_takes_is_refused_after_keep_alive() {
     stage.disks[1].set_capacity(wal::io::sim::UNLIMITED);
     stage.turn(Duration::from_secs(1));
     assert!(stage.core.stats().put_errors >= 2);
+}
+
+#[test]
+fn what_lies_on_a_disk_that_cannot_be_read_is_held_and_comes_late_and_everything_else_comes() {
+    let mut stage = Stage::new(2);
+    let (producer, consumer) = (stage.producer(), stage.producer());
+    let on: Vec<Vec<u64>> = (0..6).map(|_| (0..2).map(|disk| stage.put(disk, producer, 100)).collect()).collect();
+    let of = |disk: usize| -> Vec<u64> { on.iter().map(|seqs| seqs[disk]).collect() };
+    stage.blind(0);
+    let (found, last) = stage.take_all(consumer);
+    assert_eq!(found, of(1));
+    assert!(matches!(last, Err(TakeError::Unreadable { .. })), "what is left is not nothing: {last:?}");
+    let ticket = stage.settle(consumer, &found);
+    stage.turn(TURN);
+    assert!(ticket.try_take().ok().unwrap().is_ok());
+    let stats = stage.core.stats();
+    assert_eq!((stats.size_events, stats.order_relaxed_events, stats.unhealthy), (6, 6, true));
+    let held = &stats.unavailable[0];
+    assert_eq!((held.disk.as_str(), held.events, held.damaged_events, held.away), ("d0", 6, 0, true));
+
+    stage.disks[0].heal();
+    stage.turn(Duration::from_secs(1));
+    assert_eq!(stage.take_all(consumer).0, of(0), "in their order");
+    let stats = stage.core.stats();
+    assert_eq!((stats.unavailable.len(), stats.unhealthy), (0, false));
+}
+
+#[test]
+fn what_was_held_comes_after_a_restart_and_what_was_settled_meanwhile_does_not() {
+    let mut stage = Stage::new(2);
+    let (producer, consumer) = (stage.producer(), stage.producer());
+    let first = stage.put(0, producer, 100);
+    stage.put(1, producer, 100);
+    stage.blind(0);
+    for _ in 0..40 {
+        let found = stage.take_all(consumer).0;
+        let ticket = stage.settle(consumer, &found);
+        stage.turn(TURN);
+        assert!(ticket.try_take().is_ok());
+        stage.put(1, producer, 10_000);
+    }
+    let bytes = stage.core.seats[1].log.disk_bytes();
+    assert!(bytes <= 4 * SEGMENT_LEN, "{bytes} bytes for one event");
+    let mut stage = stage.restart();
+    stage.disks[0].heal();
+    let consumer = stage.producer();
+    assert_eq!(stage.take_all(consumer).0.first(), Some(&first));
+}
+
+#[test]
+fn a_backlog_on_one_disk_is_read_while_a_read_of_another_one_hangs() {
+    let mut stage = Stage::new(2);
+    let (producer, consumer) = (stage.producer(), stage.producer());
+    let first = stage.put(0, producer, 100);
+    let second = stage.put(1, producer, 100);
+    stage.asleep[0] = true;
+    assert_eq!(stage.take(consumer).unwrap().iter().map(|(seq, _)| seq).collect::<Vec<_>>(), [second]);
+    assert_eq!(stage.core.stats().unavailable[0].disk, "d0");
+    stage.asleep[0] = false;
+    assert_eq!(stage.take_all(consumer).0, [first]);
+    assert!(!stage.core.stats().unhealthy);
+}
+
+#[test]
+fn a_backlog_is_read_while_an_older_put_hangs_on_another_disk() {
+    let mut stage = Stage::new(2);
+    let (producer, other, consumer) = (stage.producer(), stage.producer(), stage.producer());
+    stage.put(0, producer, 100);
+    drop(stage.ask(producer, 100));
+    assert!(stage.gather(0));
+    stage.asleep[0] = true;
+    let seq = stage.put(1, other, 100);
+    let found = stage.take_all(consumer).0;
+    assert_eq!(found, [seq]);
+}
+
+#[test]
+fn one_place_that_cannot_be_read_is_not_a_lost_disk() {
+    let mut stage = Stage::new(1);
+    let (producer, consumer) = (stage.producer(), stage.producer());
+    let seqs: Vec<u64> = (0..3).map(|_| stage.put(0, producer, 100)).collect();
+    // The read ahead fails, and so does that of the one frame.
+    stage.fail_reads(0, 2);
+    assert_eq!(stage.take(consumer).unwrap().iter().map(|(seq, _)| seq).collect::<Vec<_>>(), seqs[1..]);
+    assert!(!stage.core.stats().unavailable[0].away);
+    stage.turn(Duration::from_secs(1));
+    assert_eq!(stage.take_all(consumer).0, seqs[..1]);
+    assert!(!stage.core.stats().unhealthy);
+}
+
+#[test]
+fn a_damaged_frame_is_held_alone_until_the_next_start_judges_it() {
+    let body = |bytes: &mut Vec<u8>| bytes[INCARNATION_HEADER + PAGE + 200] ^= 1;
+    let header = |bytes: &mut Vec<u8>| bytes[INCARNATION_HEADER + PAGE + 20] ^= 1;
+    for damage in [body, header] {
+        let mut stage = Stage::new(1);
+        let (producer, consumer) = (stage.producer(), stage.producer());
+        let seqs: Vec<u64> = (0..4).map(|_| stage.put(0, producer, 100)).collect();
+        stage.rot(0, damage);
+        let (found, last) = stage.take_all(consumer);
+        assert_eq!(found, [seqs[0], seqs[2], seqs[3]]);
+        assert!(matches!(last, Err(TakeError::Unreadable { range, .. }) if range.contains(seqs[1])), "{last:?}");
+        let ticket = stage.settle(consumer, &found);
+        stage.turn(TURN);
+        assert!(ticket.try_take().is_ok());
+        let stats = stage.core.stats();
+        let held = &stats.unavailable[0];
+        assert_eq!((stats.size_events, held.events, held.damaged_events, held.away), (1, 0, 1, false));
+        assert_eq!(stage.core.reads_due(), None, "rot stays, so nobody asks again");
+        stage.disks[0].restart(wal::io::sim::Outcome::ProcessKilled);
+        assert!(matches!(Stage::open(stage.disks), Err(OpenError::Damaged(_))));
+    }
 }

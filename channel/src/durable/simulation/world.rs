@@ -25,11 +25,11 @@ use wal::seal::{ChannelKey, nonces};
 use super::coverage::{Coverage, FaultKind, Phase};
 use super::model::{Known, Model, SECRET, Settled, body_of};
 use super::plan::{Plan, Step, Verb};
-use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits};
+use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits, Unavailable};
 use crate::durable::core::{Answer, Core, CoreOptions};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
-use crate::durable::read::Cursors;
+use crate::durable::read::{Cursor, ReadJob};
 use crate::event::EventBatch;
 use crate::settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
 use crate::ticket::Ticket;
@@ -121,7 +121,9 @@ pub(super) struct Life {
     settles: Vec<Asked>,
     producers: Vec<u64>,
     consumers: Vec<u64>,
-    cursors: Cursors,
+    cursors: Vec<Cursor>,
+    /// Reads that are out, one for each disk: on one that stalls they hang.
+    reads: Vec<Option<ReadJob>>,
     newest_ordinals: Vec<u64>,
     /// A file could not be removed: the next life will.
     keeps_removed: bool,
@@ -347,7 +349,8 @@ impl World {
             settles: Vec::new(),
             producers,
             consumers,
-            cursors: Cursors::default(),
+            cursors: (0..self.plan.dirs).map(|_| Cursor::default()).collect(),
+            reads: (0..self.plan.dirs).map(|_| None).collect(),
             newest_ordinals: vec![0; self.plan.dirs],
             keeps_removed: false,
         })
@@ -418,7 +421,9 @@ impl World {
                 life.takes.push((consumer, ticket));
                 self.read(life, &mut answers);
             }
-            Verb::Read => self.read(life, &mut answers),
+            Verb::Read => {
+                self.read(life, &mut answers);
+            }
             Verb::Settle => self.settle(life, [first, second, third], &mut answers),
             Verb::Note => {
                 let (update, note) = self.draw_note(first, second);
@@ -554,14 +559,27 @@ impl World {
         Ok(true)
     }
 
-    fn read(&mut self, life: &mut Life, answers: &mut Vec<Answer>) {
-        let Some(job) = life.core.next_read() else { return };
-        self.phase = state_phase(life);
-        let done = job.run(&mut life.cursors);
-        self.strikes();
-        if !self.is_stopped() {
-            life.core.read_done(self.now, done, answers);
+    /// Every disk reads once what is asked of it, unless it stalls. False if there was nothing to read.
+    fn read(&mut self, life: &mut Life, answers: &mut Vec<Answer>) -> bool {
+        let mut reads = false;
+        for index in 0..self.plan.dirs {
+            let job = life.reads[index].take().or_else(|| life.core.next_read(index, self.now, 1));
+            if self.stalled[index] > 0 {
+                life.reads[index] = job;
+                continue;
+            }
+            let Some(job) = job else { continue };
+            reads = true;
+            if self.phase != Phase::Recovery {
+                self.phase = state_phase(life);
+            }
+            let done = job.run(&mut life.cursors[index]);
+            self.strikes();
+            if !self.is_stopped() {
+                life.core.read_done(self.now, index, done, answers);
+            }
         }
+        reads
     }
 
     fn checkpoint(&mut self, life: &mut Life) -> Result<(), String> {
