@@ -173,6 +173,7 @@ fn a_missing_directory_is_named_and_an_empty_one_does_not_stand_in_for_it() {
     let one = place.open_with(|options| drop(options.data_dirs.pop()));
     assert!(matches!(one, Err(OpenError::MissingDirectory { hint }) if hint.ends_with("d1")));
     fs::rename(place.dir(1), place.root.path().join("unmounted")).unwrap();
+    fs::create_dir(place.dir(1)).unwrap();
     assert!(matches!(place.open(), Err(OpenError::MissingDirectory { .. })), "an empty mount point is not the disk");
     fs::remove_dir_all(place.dir(1)).unwrap();
     fs::rename(place.root.path().join("unmounted"), place.dir(1)).unwrap();
