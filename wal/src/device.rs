@@ -4,9 +4,10 @@
 //! It promises two things: no more than `depth` writes are in flight, overlapping only when enough waits; and once a
 //! write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::io::uring::Alarm;
 use crate::limits::OVERLAP_MIN;
 
 /// Something to do, for threads that sleep until then.
@@ -14,6 +15,8 @@ use crate::limits::OVERLAP_MIN;
 pub struct Signal {
     count: Mutex<u64>,
     raised: Condvar,
+    /// Of a thread that sleeps in a ring.
+    alarm: OnceLock<Arc<Alarm>>,
 }
 
 impl Signal {
@@ -22,14 +25,25 @@ impl Signal {
         *self.lock()
     }
 
+    /// From now on raising it also wakes the thread that sleeps in a ring.
+    pub fn wakes(&self, alarm: Arc<Alarm>) {
+        let _one_ring_for_a_signal = self.alarm.set(alarm);
+    }
+
     pub fn raise_one(&self) {
-        *self.lock() += 1;
-        self.raised.notify_one();
+        self.raise().notify_one();
     }
 
     pub fn raise_all(&self) {
+        self.raise().notify_all();
+    }
+
+    fn raise(&self) -> &Condvar {
         *self.lock() += 1;
-        self.raised.notify_all();
+        if let Some(alarm) = self.alarm.get() {
+            alarm.ring();
+        }
+        &self.raised
     }
 
     /// Sleeps until the signal was raised after `seen`, or `limit` has passed; `None` sleeps without end.

@@ -82,14 +82,21 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// The whole frame, ready to write.
-    pub(crate) fn seal(&self, mut buffer: Buffer) -> io::Result<Buffer> {
+    /// Bytes of the frame on disk.
+    pub(crate) fn stored_len(&self) -> usize {
+        self.reservation.header.stored_len as usize
+    }
+
+    /// The frame in a buffer of its own.
+    pub(crate) fn sealed(&self) -> io::Result<Buffer> {
+        let mut buffer = Buffer::zeroed(self.stored_len())?;
+        self.seal(&mut buffer);
+        Ok(buffer)
+    }
+
+    /// Makes of `buffer`, which is as long as the frame, the frame ready to write.
+    pub(crate) fn seal(&self, buffer: &mut Buffer) {
         let header = &self.reservation.header;
-        let stored_len = header.stored_len as usize;
-        if buffer.capacity() < stored_len {
-            buffer = Buffer::zeroed(stored_len)?;
-        }
-        buffer.set_len(stored_len);
         header.encode_into(&mut buffer[..frame::HEADER]);
         let mut at = frame::HEADER;
         let mut put = |bytes: &[u8]| {
@@ -111,8 +118,7 @@ impl Job {
             let tag = key.seal(header.number, &head[..frame::AUTHENTICATED], body);
             rest[..frame::TAG].copy_from_slice(&tag);
         }
-        FrameHeader::seal_checksums(&mut buffer);
-        Ok(buffer)
+        FrameHeader::seal_checksums(buffer);
     }
 
     /// The transactions with the numbers of their events.

@@ -18,6 +18,7 @@ mod sections;
 mod shell;
 #[cfg(any(test, feature = "sim"))]
 pub mod simulation;
+mod writers;
 
 pub use open::{DamageReport, OnDamage, OpenError, Recovery};
 pub use shell::{Devices, DurableChannel, DurableOptions, MemoryUse};

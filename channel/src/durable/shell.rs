@@ -13,16 +13,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use wal::device::{Device, Signal};
 use wal::io::Dir;
-use wal::io::buffer::Buffer;
 use wal::io::durable;
 use wal::io::real::{Backend, RealDir};
-use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, SEGMENT_MAX, SEGMENT_MIN};
+use wal::limits::{DEPTH_DEFAULT, SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
 
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
 use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
 use super::read::Cursor;
+use super::writers;
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::event::EventBatch;
 use crate::settlement::{NoteUpdate, SettleError, Settlement};
@@ -105,12 +105,15 @@ impl DurableOptions {
     }
 }
 
-struct Shared {
+/// What a thread of the channel does.
+pub(super) type Role = Box<dyn FnOnce() + Send>;
+
+pub(super) struct Shared {
     core: Mutex<Core>,
     /// One for each log: something to write.
-    writes: Vec<Arc<Signal>>,
+    pub(super) writes: Vec<Arc<Signal>>,
     /// One for each log: work with files.
-    chores: Vec<Signal>,
+    pub(super) chores: Vec<Signal>,
     /// One for each log: something to read.
     reads: Vec<Signal>,
     /// A deadline that is earlier than the one slept for.
@@ -120,8 +123,8 @@ struct Shared {
     /// A checkpoint is due.
     checkpoints: Signal,
     /// Something was written or answered; only closing waits for it.
-    progress: Signal,
-    dirs: Vec<Arc<dyn Dir>>,
+    pub(super) progress: Signal,
+    pub(super) dirs: Vec<Arc<dyn Dir>>,
     checkpoint_dir: Arc<dyn Dir>,
     key: Option<ChannelKey>,
     started: Instant,
@@ -130,22 +133,22 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic under the lock is our bug; what is durable is on disk, and serving on would risk more than stopping.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
     /// Runs a step, then answers tickets and wakes whoever has work now, and nobody else: a put must not cost a
     /// round of context switches.
-    fn step<T>(&self, step: impl FnOnce(&mut Core, Duration, &mut Vec<Answer>) -> T) -> T {
+    pub(super) fn step<T>(&self, step: impl FnOnce(&mut Core, Duration, &mut Vec<Answer>) -> T) -> T {
         let mut answers = Vec::new();
         let (result, writes, deadline) = {
             let mut core = self.lock();
@@ -179,7 +182,7 @@ fn as_micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX - 1)
 }
 
-fn wall_ms() -> u64 {
+pub(super) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -198,6 +201,8 @@ pub struct DurableChannel {
     recovery: Recovery,
     threads: Mutex<Vec<JoinHandle<()>>>,
     locks: Mutex<Vec<Box<dyn Send + Sync>>>,
+    /// How each directory is written.
+    backends: Vec<Backend>,
 }
 
 impl DurableChannel {
@@ -209,7 +214,7 @@ impl DurableChannel {
             device: Device::new(path.display().to_string(), DEPTH_DEFAULT),
         };
         check_members(&options.data_dirs.iter().map(untouched).collect::<Vec<_>>(), &OsRandom)?;
-        let (mut dirs, mut locks) = (Vec::new(), Vec::new());
+        let (mut dirs, mut locks, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for path in &options.data_dirs {
             let failed = |action: &str, error| OpenError::Io {
                 dir: path.display().to_string(),
@@ -229,6 +234,7 @@ impl DurableChannel {
             let key =
                 if options.separate_flush_domains { path.display().to_string() } else { format!("device {number}") };
             tracing::info!(channel = options.name, dir = %path.display(), backend = ?dir.backend(), "data directory");
+            backends.push(dir.backend());
             dirs.push(OpenDir { dir: Arc::new(dir), device: devices.device(key) });
         }
         let mut keys = options.old_keys.clone();
@@ -289,7 +295,8 @@ impl DurableChannel {
             transaction_capacity: options.transaction_capacity,
             stopping: AtomicBool::new(false),
         });
-        let mut channel = DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks) };
+        let mut channel =
+            DurableChannel { shared, recovery, threads: Mutex::default(), locks: Mutex::new(locks), backends };
         channel.spawn(&options.name).map_err(|error| OpenError::Io {
             dir: options.name.clone(),
             action: "start a thread".to_owned(),
@@ -311,17 +318,14 @@ impl DurableChannel {
 
     fn spawn(&mut self, name: &str) -> std::io::Result<()> {
         let mut threads = Vec::new();
-        let mut start = |role: String, run: Box<dyn FnOnce() + Send>| -> std::io::Result<()> {
+        let mut start = |role: String, run: Role| -> std::io::Result<()> {
             // Linux shows 15 bytes.
             let thread = std::thread::Builder::new().name(format!("{role}-{name}")).spawn(run)?;
             threads.push(thread);
             Ok(())
         };
         for index in 0..self.shared.dirs.len() {
-            for _ in 0..DEPTH_DEFAULT {
-                let shared = Arc::clone(&self.shared);
-                start(format!("w{index}"), Box::new(move || write_loop(&shared, index)))?;
-            }
+            writers::spawn(&self.shared, index, self.backends[index], &mut start)?;
             let shared = Arc::clone(&self.shared);
             start(format!("f{index}"), Box::new(move || chore_loop(&shared, index)))?;
             let shared = Arc::clone(&self.shared);
@@ -378,52 +382,6 @@ fn check(options: &DurableOptions) -> Result<(), OpenError> {
         return Ok(());
     };
     Err(OpenError::Option(problem))
-}
-
-fn write_loop(shared: &Shared, index: usize) {
-    let signal = &shared.writes[index];
-    // One frame buffer for each write in flight; longer frames bring their own.
-    let mut spare = Buffer::zeroed(FRAME_TARGET * 2).ok();
-    loop {
-        let seen = signal.count();
-        let mut answers = Vec::new();
-        let (job, chore_waits, more) = {
-            let mut core = shared.lock();
-            let job = core.gather(index, shared.now(), wall_ms(), &mut answers);
-            (job, core.chore_waits(index), core.has_work())
-        };
-        answers.into_iter().for_each(Answer::send);
-        if chore_waits {
-            shared.chores[index].raise_one();
-        }
-        let Some(job) = job else {
-            if shared.is_stopping() {
-                return;
-            }
-            signal.wait(seen, None);
-            continue;
-        };
-        if more {
-            // More waits than one frame holds: another thread can start on it meanwhile.
-            signal.raise_one();
-        }
-        let buffer = spare.take().map_or_else(|| Buffer::zeroed(FRAME_TARGET * 2), Ok);
-        let sealed = buffer.and_then(|buffer| job.seal(buffer));
-        let result = match sealed {
-            Ok(frame) => {
-                let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
-                spare = (frame.capacity() == FRAME_TARGET * 2).then_some(frame);
-                result
-            }
-            Err(error) => Err(error),
-        };
-        let chore_waits = shared.step(|core, now, answers| {
-            core.complete(now, job, result, answers);
-            (0..shared.dirs.len()).filter(|index| core.chore_waits(*index)).collect::<Vec<_>>()
-        });
-        chore_waits.into_iter().for_each(|index| shared.chores[index].raise_one());
-        shared.progress.raise_all();
-    }
 }
 
 fn chore_loop(shared: &Shared, index: usize) {

@@ -15,6 +15,9 @@ const MAP_FROM: usize = 128 << 10;
 pub struct Buffer {
     memory: Memory,
     len: usize,
+    /// The ring that has mapped this very memory into the kernel, and the index there. Another buffer may later have the
+    /// same address, and other pages.
+    pub(super) mapped: Option<(u64, u16)>,
 }
 
 enum Memory {
@@ -37,7 +40,7 @@ impl Buffer {
             let offset = bytes.as_ptr().align_offset(PAGE);
             Memory::Heap { bytes, offset }
         };
-        Ok(Buffer { memory, len })
+        Ok(Buffer { memory, len, mapped: None })
     }
 
     pub fn capacity(&self) -> usize {

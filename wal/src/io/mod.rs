@@ -11,9 +11,11 @@ pub mod power;
 pub mod real;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod uring;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A directory with flat files. Names are ASCII without separators.
@@ -71,4 +73,9 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Drops cached pages, so that the next read tells what the disk has. Nothing to do where reads bypass a cache.
     fn drop_cache(&self) -> io::Result<()>;
+
+    /// What the kernel knows it by, for [`uring`]; `None` where there is no kernel below.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,9 @@ use crate::planted::{self, Bug};
 /// How files are read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// `O_DIRECT`, each write made durable with `RWF_DSYNC`.
+    /// `O_DIRECT`, each write made durable with `RWF_DSYNC`, many at once from one thread through io_uring.
+    Uring,
+    /// `O_DIRECT`, each write made durable with `RWF_DSYNC`, a thread for each.
     Direct,
     /// Through the page cache, with `fdatasync` after each write: network and overlay file systems, tmpfs.
     Buffered,
@@ -40,7 +42,7 @@ const PROBE: &str = "probe.new";
 
 impl RealDir {
     /// Opens `path`, creating it (not its parents' durability: the directory is empty until an identity is in it).
-    /// `wanted` of `None` probes for direct I/O.
+    /// `wanted` of `None` probes for direct I/O; whether io_uring is allowed, [`super::uring::Ring::new`] says.
     pub fn open_or_create(path: &Path, wanted: Option<Backend>) -> io::Result<RealDir> {
         fs::create_dir_all(path)?;
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -91,11 +93,11 @@ impl RealDir {
         let outcome = direct.create(PROBE).and_then(|file| file.write_durable_at(&page, 0));
         let removed = fs::remove_file(&path);
         match outcome {
-            Ok(()) => removed.map(|()| Backend::Direct),
+            Ok(()) => removed.map(|()| Backend::Uring),
             Err(error) => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
                 Some(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Backend::Buffered),
                 // A full disk says nothing about direct I/O; opening with it worked, or INVAL would have come first.
-                Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => Ok(Backend::Direct),
+                Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => Ok(Backend::Uring),
                 _ => Err(error),
             },
         }
@@ -103,7 +105,7 @@ impl RealDir {
 
     fn flags(&self) -> i32 {
         let mut flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if self.backend == Backend::Direct {
+        if self.backend != Backend::Buffered {
             flags |= OFlags::DIRECT;
         }
         flags.bits().cast_signed()
@@ -230,6 +232,10 @@ impl File for RealFile {
             }
         }
         Ok(())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -422,7 +422,6 @@ mod tests {
     use std::sync::Arc;
 
     use wal::device::Device;
-    use wal::io::buffer::Buffer;
     use wal::io::sim::{SimDisk, SimRandom};
 
     use super::*;
@@ -507,7 +506,7 @@ mod tests {
                 let result = chore.run(&*disk.dir("d"));
                 core.chore_done(0, now, chore, result, &mut answers);
             } else if let Some(job) = core.gather(0, now, 1, &mut answers) {
-                let frame = job.seal(Buffer::zeroed(0).unwrap()).unwrap();
+                let frame = job.sealed().unwrap();
                 let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
                 core.complete(now, job, result, &mut answers);
             } else if !core.chore_waits(0) {

@@ -112,7 +112,7 @@ impl Stage {
         };
         answers.into_iter().for_each(Answer::send);
         let Some(job) = job else { return false };
-        let frame = job.seal(Buffer::zeroed(4096).unwrap()).unwrap();
+        let frame = job.sealed().unwrap();
         self.flights.push((job, frame));
         true
     }

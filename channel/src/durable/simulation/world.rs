@@ -512,7 +512,7 @@ impl World {
             }
             self.report.frames += 1;
             self.report.fold(header.offset ^ header.first_seq << 20);
-            let frame = Buffer::zeroed(4096).and_then(|buffer| job.seal(buffer));
+            let frame = job.sealed();
             let frame = frame.map_err(|error| format!("sealing fails: {error}"))?;
             life.flights.push(Flight { job, frame, written: false, held: 0 });
             break;

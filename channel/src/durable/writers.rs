@@ -1,0 +1,149 @@
+//! The threads that write frames: one with a ring for each log, or, where io_uring is denied or not wanted, one for each
+//! write in flight.
+//!
+//! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use wal::io::buffer::Buffer;
+use wal::io::real::Backend;
+use wal::io::uring::Ring;
+use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET};
+
+use super::job::Job;
+use super::shell::{Role, Shared, wall_ms};
+
+/// Bytes of a frame buffer, one for each write in flight; longer frames bring their own.
+const FRAME_BUFFER: usize = FRAME_TARGET * 2;
+
+/// Starts what writes one log.
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    index: usize,
+    backend: Backend,
+    start: &mut impl FnMut(String, Role) -> io::Result<()>,
+) -> io::Result<()> {
+    if backend == Backend::Uring {
+        let (began, begins) = mpsc::channel();
+        let owner = Arc::clone(shared);
+        // A ring belongs to the thread that makes it.
+        let run = move || match Ring::new(DEPTH_DEFAULT, FRAME_BUFFER) {
+            Ok(ring) => {
+                owner.writes[index].wakes(ring.alarm());
+                let _somebody_listens = began.send(None);
+                ring_loop(&owner, index, ring);
+            }
+            Err(error) => {
+                let _somebody_listens = began.send(Some(error));
+            }
+        };
+        start(format!("w{index}"), Box::new(run))?;
+        match begins.recv() {
+            Ok(None) => return Ok(()),
+            Ok(Some(error)) => {
+                tracing::warn!(dir = shared.dirs[index].name(), %error, "io_uring is denied; writing with threads");
+            }
+            Err(_) => return Err(io::Error::other("the writer did not start")),
+        }
+    }
+    for _ in 0..DEPTH_DEFAULT {
+        let shared = Arc::clone(shared);
+        start(format!("w{index}"), Box::new(move || thread_loop(&shared, index)))?;
+    }
+    Ok(())
+}
+
+/// The next frame of a log, and whether more waits than it holds.
+fn next_job(shared: &Shared, index: usize) -> Option<(Job, bool)> {
+    let mut answers = Vec::new();
+    let (job, chore_waits, more) = {
+        let mut core = shared.lock();
+        let job = core.gather(index, shared.now(), wall_ms(), &mut answers);
+        (job, core.chore_waits(index), core.has_work())
+    };
+    answers.into_iter().for_each(super::core::Answer::send);
+    if chore_waits {
+        shared.chores[index].raise_one();
+    }
+    job.map(|job| (job, more))
+}
+
+/// Tells the core how writes ended, and whoever waits for that.
+fn ended(shared: &Shared, written: impl IntoIterator<Item = (Job, io::Result<()>)>) {
+    let chore_waits = shared.step(|core, now, answers| {
+        written.into_iter().for_each(|(job, result)| core.complete(now, job, result, answers));
+        (0..shared.dirs.len()).filter(|index| core.chore_waits(*index)).collect::<Vec<_>>()
+    });
+    chore_waits.into_iter().for_each(|index| shared.chores[index].raise_one());
+    shared.progress.raise_all();
+}
+
+fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
+    let signal = &shared.writes[index];
+    let mut flying = BTreeMap::new();
+    let mut written = Vec::new();
+    loop {
+        let seen = signal.count();
+        while let Some((job, _)) = next_job(shared, index) {
+            let (id, file) = (job.reservation.id, Arc::clone(&job.reservation.file));
+            match ring.buffer(job.stored_len()) {
+                Ok(mut frame) => {
+                    job.seal(&mut frame);
+                    ring.write(id, &file, frame, job.reservation.header.offset);
+                    flying.insert(id, job);
+                }
+                Err(error) => ended(shared, [(job, Err(error))]),
+            }
+        }
+        if flying.is_empty() && shared.is_stopping() {
+            return;
+        }
+        if let Err(error) = ring.wait(&mut written, || signal.count() == seen) {
+            // What is in flight is of unknown outcome for good: the log owes its answers, and others are used instead.
+            tracing::error!(dir = shared.dirs[index].name(), %error, "the ring of a disk is lost; restart to use it again");
+            return;
+        }
+        if !written.is_empty() {
+            let jobs = written.drain(..).map(|written| {
+                let job = flying.remove(&written.token).expect("a frame ends once");
+                (job, written.result)
+            });
+            ended(shared, jobs);
+        }
+    }
+}
+
+fn thread_loop(shared: &Shared, index: usize) {
+    let signal = &shared.writes[index];
+    let mut spare = Buffer::zeroed(FRAME_BUFFER).ok();
+    loop {
+        let seen = signal.count();
+        let Some((job, more)) = next_job(shared, index) else {
+            if shared.is_stopping() {
+                return;
+            }
+            signal.wait(seen, None);
+            continue;
+        };
+        if more {
+            // Another thread can start on it meanwhile.
+            signal.raise_one();
+        }
+        let len = job.stored_len();
+        let kept = spare.take().filter(|_| len <= FRAME_BUFFER);
+        let (frame, result) = match kept.map_or_else(|| Buffer::zeroed(len.max(FRAME_BUFFER)), Ok) {
+            Ok(mut frame) => {
+                frame.set_len(len);
+                job.seal(&mut frame);
+                let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+                (Some(frame), result)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        spare = frame.filter(|frame| frame.capacity() == FRAME_BUFFER);
+        ended(shared, [(job, result)]);
+    }
+}
