@@ -124,7 +124,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         "command": "device",
         "dir": arguments.dir.display().to_string(),
         "block_device": describe(&arguments.dir),
-        "direct_io": dir.backend() == Backend::Direct,
+        "direct_io": dir.backend() != Backend::Buffered,
         "file_bytes": arguments.bytes,
         "rounds": arguments.rounds,
         "load_average": load_before,

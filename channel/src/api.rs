@@ -168,6 +168,8 @@ pub struct ChannelStats {
     pub put_errors: u64,
     pub take_errors: u64,
     pub checkpoint_errors: u64,
+    /// Directories that are written with threads because io_uring is denied.
+    pub rings_denied: u64,
     /// A disk of the channel has failed and is fenced, or does not give out all that it holds.
     pub unhealthy: bool,
     /// Durable events that cannot be taken now, by disk. They count in `size_events`, and nothing is lost: they come once

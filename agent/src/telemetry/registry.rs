@@ -119,6 +119,7 @@ fn channel_values(values: &mut Map<String, Value>, stats: &ChannelStats, durable
         put(values, "EventPutErrorCount", stats.put_errors);
         put(values, "EventTakeErrorCount", stats.take_errors);
         put(values, "CheckpointWriteErrorCount", stats.checkpoint_errors);
+        put(values, "RingsDenied", stats.rings_denied);
         put(values, "CheckpointBackupWriteErrorCount", 0);
         put(values, "DiskBytes", stats.disk_bytes);
         put(values, "OrderRelaxedEventCount", stats.order_relaxed_events);

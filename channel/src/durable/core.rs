@@ -118,6 +118,7 @@ pub(crate) struct Counts {
     pub(crate) put_errors: u64,
     pub(crate) take_errors: u64,
     pub(crate) checkpoint_errors: u64,
+    pub(crate) rings_denied: u64,
     pub(crate) frames: u64,
 }
 
@@ -473,6 +474,7 @@ impl Core {
             checkpoint_errors: self.counts.checkpoint_errors,
             unhealthy: self.seats.iter().any(|seat| seat.log.failure().is_some() || seat.unreadable.is_some()),
             unavailable: self.unavailable(),
+            rings_denied: self.counts.rings_denied,
         }
     }
 }

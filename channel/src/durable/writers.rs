@@ -44,6 +44,7 @@ pub(super) fn spawn(
         match begins.recv() {
             Ok(None) => return Ok(()),
             Ok(Some(error)) => {
+                shared.lock().counts.rings_denied += 1;
                 tracing::warn!(dir = shared.dirs[index].name(), %error, "io_uring is denied; writing with threads");
             }
             Err(_) => return Err(io::Error::other("the writer did not start")),

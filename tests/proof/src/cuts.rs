@@ -152,7 +152,7 @@ impl Rig {
         let count = disks + random.below(4 - disks);
         let dir = |index: u64| volumes[(index % disks) as usize].path().join(format!("d{index}"));
         let setting = Setting {
-            io: if random.below(2) == 0 { Backend::Buffered } else { Backend::Direct },
+            io: Backend::ALL[random.below(3) as usize],
             encrypt: random.below(2) == 0,
             segment_len: [64 << 10, 128 << 10, 256 << 10][random.below(3) as usize],
             producers: 1 + random.below(3),

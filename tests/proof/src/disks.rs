@@ -171,7 +171,7 @@ impl Rig {
         let mut dirs = vec![sick.path().join("d0"), sound[0].path().join("d1"), sound[1].path().join("d2")];
         dirs.rotate_left(random.below(3) as usize);
         let setting = Setting {
-            io: if random.below(2) == 0 { Backend::Buffered } else { Backend::Direct },
+            io: Backend::ALL[random.below(3) as usize],
             encrypt: random.below(2) == 0,
             segment_len: 256 << 10,
             producers: 6,

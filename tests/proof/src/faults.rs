@@ -179,7 +179,7 @@ impl Rig {
         // Checkpoints are in the first one, wherever that is.
         dirs.rotate_left(random.below(3) as usize);
         let setting = Setting {
-            io: if (seed / 2).is_multiple_of(2) { Backend::Buffered } else { Backend::Direct },
+            io: Backend::ALL[(seed / 2 % 3) as usize],
             encrypt: random.below(2) == 0,
             segment_len: [64 << 10, 256 << 10][random.below(2) as usize],
             separate: true,

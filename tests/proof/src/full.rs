@@ -63,7 +63,7 @@ impl Disk {
     fn backend(&self) -> Backend {
         match self {
             Disk::Tmpfs(_) => Backend::Buffered,
-            Disk::Ext4(_) => Backend::Direct,
+            Disk::Ext4(_) => Backend::Uring,
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) struct Setting {
     /// Data directories, by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     pub(crate) dirs: Vec<PathBuf>,
-    #[arg(long, value_parser = backend, default_value = "direct")]
+    #[arg(long, value_parser = backend, default_value = "io_uring")]
     pub(crate) io: Backend,
     #[arg(long)]
     pub(crate) encrypt: bool,
@@ -80,18 +80,14 @@ pub(crate) struct Setting {
 }
 
 fn backend(text: &str) -> Result<Backend, String> {
-    match text {
-        "direct" => Ok(Backend::Direct),
-        "buffered" => Ok(Backend::Buffered),
-        _ => Err("`direct` or `buffered`".to_owned()),
-    }
+    Backend::named(text).ok_or_else(|| format!("one of {}", Backend::ALL.map(Backend::name).join(", ")))
 }
 
 impl Setting {
     pub(crate) fn new(dirs: Vec<PathBuf>, seed: u64) -> Setting {
         Setting {
             dirs,
-            io: Backend::Direct,
+            io: Backend::Uring,
             encrypt: false,
             segment_len: 64 << 10,
             producers: 3,
@@ -111,7 +107,7 @@ impl Setting {
     /// As [`child`] reads it; also what a failure text says of it.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let dirs: Vec<String> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
-        let io = if self.io == Backend::Direct { "direct" } else { "buffered" };
+        let io = self.io.name();
         let mut arguments = vec![format!("--dirs={}", dirs.join(",")), format!("--io={io}")];
         for (name, value) in [
             ("segment-len", self.segment_len),
@@ -482,7 +478,7 @@ mod tests {
     #[test]
     fn the_books_of_a_load_that_meets_no_crash_are_right() {
         let scratch = tempfile::tempdir().unwrap();
-        for (io, encrypt) in [(Backend::Direct, false), (Backend::Buffered, true)] {
+        for (io, encrypt) in [(Backend::Uring, false), (Backend::Direct, false), (Backend::Buffered, true)] {
             let dirs = vec![scratch.path().join(format!("{io:?}-1")), scratch.path().join(format!("{io:?}-2"))];
             let setting = Setting { io, encrypt, separate: true, ..Setting::new(dirs, 3) };
             let ledger = Arc::new(Mutex::new(Ledger::new()));

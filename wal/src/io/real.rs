@@ -30,6 +30,24 @@ pub enum Backend {
     Buffered,
 }
 
+impl Backend {
+    pub const ALL: [Backend; 3] = [Backend::Uring, Backend::Direct, Backend::Buffered];
+
+    /// As configurations and commands say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Uring => "io_uring",
+            Backend::Direct => "direct",
+            Backend::Buffered => "buffered",
+        }
+    }
+
+    /// The backend that is called `name`.
+    pub fn named(name: &str) -> Option<Backend> {
+        Backend::ALL.into_iter().find(|backend| backend.name() == name)
+    }
+}
+
 /// A directory of a real file system.
 #[derive(Debug)]
 pub struct RealDir {

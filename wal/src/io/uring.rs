@@ -40,7 +40,7 @@ impl Alarm {
     pub fn ring(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
             // The counter cannot overflow: one sleep is rung once.
-            let _cannot_fail = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+            let _cannot_fail = rustix::io::write(&self.event, &1u64.to_le_bytes());
         }
     }
 }
