@@ -16,6 +16,10 @@ pub const SEGMENT_DEFAULT: u64 = 64 << 20;
 /// The first segment of a log is short, because the first put waits until it is zeroed.
 pub const SEGMENT_FIRST: u64 = 4 << 20;
 
+/// Segments of a directory up to this stay when they are drained: a queue that comes and goes within it is written once,
+/// and not zeroed first each time.
+pub const POOL_DEFAULT: u64 = 1 << 30;
+
 /// Longest segment: frame offsets keep room in 32 bits of pages.
 pub const SEGMENT_MAX: u64 = 1 << 30;
 

@@ -30,6 +30,9 @@ pub struct LogOptions {
     pub channel: [u8; 16],
     pub log: [u8; 16],
     pub segment_len: u64,
+    /// Bytes of segments up to which drained ones are kept to be used again: what is written to them is written once,
+    /// where a new one is zeroed first. The reserve is kept in any case.
+    pub pool_bytes: u64,
     pub key: Option<ChannelKey>,
     /// Free bytes of the file system that allocation leaves alone.
     pub reserve_bytes: u64,
@@ -591,6 +594,11 @@ impl Log {
         self.spares.len() + usize::from(self.ready.is_some())
     }
 
+    /// Bytes of segments in use and spare.
+    fn pooled_bytes(&self) -> u64 {
+        self.disk_bytes() + self.spares.iter().map(|(_, len, _)| len).sum::<u64>()
+    }
+
     /// Whether events would take room that settlements will need. In the first quarter of the first segment of all they
     /// do not: the reserve is made meanwhile.
     fn lacks_reserve(&self) -> bool {
@@ -826,7 +834,7 @@ impl Log {
             let was_plain = segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
             let reusable = (!(was_plain && self.options.key.is_some()) || planted::is(Bug::KeepPlainSegment))
                 && segment.len == self.options.segment_len
-                && self.spares.len() < RESERVE;
+                && (self.spares.len() < RESERVE || self.pooled_bytes() + segment.len <= self.options.pool_bytes);
             if reusable {
                 self.spares.push((segment.slot, segment.len, segment.file));
             } else {

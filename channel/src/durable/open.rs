@@ -42,6 +42,7 @@ pub(crate) struct OpenDir {
 #[derive(Debug, Clone)]
 pub(crate) struct OpenSettings {
     pub(crate) segment_len: u64,
+    pub(crate) pool_bytes: u64,
     pub(crate) reserve_bytes: u64,
     /// The key for new frames.
     pub(crate) key: Option<ChannelKey>,
@@ -209,6 +210,7 @@ pub(crate) fn open(
             channel: identity.channel,
             log: identity.log,
             segment_len: settings.segment_len,
+            pool_bytes: settings.pool_bytes,
             key: settings.key.clone(),
             reserve_bytes: settings.reserve_bytes,
         };

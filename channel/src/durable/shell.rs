@@ -60,6 +60,8 @@ pub struct DurableOptions {
     pub keep_alive: Duration,
     /// Length of a segment file in bytes; whole pages.
     pub segment_len: u64,
+    /// Bytes of segments in each directory up to which drained ones are kept to be used again.
+    pub pool_bytes: u64,
     /// Free bytes of each file system that are left alone.
     pub reserve_bytes: u64,
     /// Most bytes of segments on disk; `None` lets the disk decide.
@@ -91,6 +93,7 @@ impl DurableOptions {
             transaction_capacity: 10_000,
             keep_alive: Duration::from_secs(3),
             segment_len: wal::limits::SEGMENT_DEFAULT,
+            pool_bytes: wal::limits::POOL_DEFAULT,
             reserve_bytes: 0,
             disk_bytes_max: None,
             hot_tail_bytes: 64 << 20,
@@ -241,6 +244,7 @@ impl DurableChannel {
         keys.extend(options.key.clone());
         let settings = OpenSettings {
             segment_len: options.segment_len,
+            pool_bytes: options.pool_bytes,
             reserve_bytes: options.reserve_bytes,
             key: options.key.clone(),
             keys,

@@ -50,7 +50,7 @@ const LAYERS: &[Layer] = &[
     Layer { run: simulated::random, cycles: [60_000, 1_000_000], share: 40 },
     Layer { run: simulated::exhaustive, cycles: [1, 1], share: 1 },
     Layer { run: simulated::flips, cycles: [0, 1], share: 2 },
-    Layer { run: planted::run, cycles: [4, 58], share: 5 },
+    Layer { run: planted::run, cycles: [4, 20], share: 5 },
     Layer { run: kills::run, cycles: [0, 1_500], share: 15 },
     Layer { run: syscalls::run, cycles: [0, 600], share: 8 },
     Layer { run: cuts::run, cycles: [0, 4_000], share: 18 },

@@ -141,6 +141,7 @@ fn pass(seed: u64, pass: u64) -> (Plan, Backend) {
         one_device: false,
         hot_tail: if random.below(2) == 0 { 2000 } else { 100_000 },
         capacity: 10_000,
+        pool_segments: 0,
         steps: Vec::new(),
     };
     let mut step = |verb, args| plan.steps.push(Step::new(verb, args));

@@ -24,7 +24,8 @@ fn open(disk: &SimDisk) -> Log {
     let mark = scan.marks.get(&LOG).copied().unwrap_or_default();
     let lost: Vec<Finding> = scan.judge(mark).into_iter().filter(|finding| finding.case.is_loss()).collect();
     assert_eq!(lost, []);
-    let options = LogOptions { channel: [1; 16], log: LOG, segment_len: SEGMENT, key: None, reserve_bytes: 0 };
+    let options =
+        LogOptions { channel: [1; 16], log: LOG, segment_len: SEGMENT, pool_bytes: 0, key: None, reserve_bytes: 0 };
     let mut log = Log::new(options, Device::new("d", 4), scan.recovered(mark, SEGMENT, false));
     while log.needs_verdict() {
         chore(&mut log, disk);

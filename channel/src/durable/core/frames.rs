@@ -439,8 +439,14 @@ mod tests {
 
     fn core_with(disk: &SimDisk, segment_len: u64, keep_alive: Duration) -> Core {
         let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4) }];
-        let settings =
-            OpenSettings { segment_len, reserve_bytes: 0, key: None, keys: Vec::new(), on_damage: OnDamage::Refuse };
+        let settings = OpenSettings {
+            segment_len,
+            pool_bytes: 0,
+            reserve_bytes: 0,
+            key: None,
+            keys: Vec::new(),
+            on_damage: OnDamage::Refuse,
+        };
         let random = SimRandom::new(1);
         let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();
         let options = CoreOptions {

@@ -48,6 +48,7 @@ impl Stage {
             .collect();
         let settings = OpenSettings {
             segment_len: SEGMENT_LEN,
+            pool_bytes: 0,
             reserve_bytes: 0,
             key: None,
             keys: Vec::new(),

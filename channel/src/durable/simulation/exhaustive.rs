@@ -207,14 +207,22 @@ pub const SCENARIOS: [(&str, &str); 8] = [
     // A write fails beside one that does not return until its disk works again, is full, and segments are used afresh.
     (
         "late",
-        "seed 7 dirs 1 encrypted 0 segment-pages 5 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000
+        "seed 7 dirs 1 encrypted 0 segment-pages 5 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000 pool 12
          put 0 0 50
          gather 0
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
+         chore
+         chore
+         chore
+         chore
+         chore
          chore
          take 0 9
          settle 0 3 9
@@ -229,13 +237,18 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          gather 0
          fail 0 0 72
          sync 0
-         space 0 4
          advance 300
          chore
          chore
          chore
+         chore
+         chore
+         chore
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -247,10 +260,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -262,10 +281,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -277,10 +302,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -292,10 +323,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -307,10 +344,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -322,10 +365,16 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          chore
          chore
          chore
+         chore
+         chore
+         chore
          gather 0
          sync 0
          put 0 0 600
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore
@@ -334,6 +383,9 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          take 0 9
          settle 0 3 9
          gather 0
+         chore
+         chore
+         chore
          chore
          chore
          chore

@@ -26,6 +26,8 @@ pub struct Plan {
     pub hot_tail: usize,
     /// Events that the channel holds at most.
     pub capacity: u64,
+    /// Segments that are kept when they are drained.
+    pub pool_segments: u64,
     pub steps: Vec<Step>,
 }
 
@@ -122,6 +124,8 @@ impl Plan {
             one_device: rng.chance(3),
             hot_tail: if rng.chance(3) { 100 } else { 2000 },
             capacity: if rng.chance(5) { 30 + rng.below(100) } else { 10_000 },
+            // Drawn apart, so that older seeds mean what they meant but for this.
+            pool_segments: if (seed ^ seed >> 7).is_multiple_of(2) { 0 } else { 8 },
             steps: Vec::new(),
         };
         let moods = Moods::draw(&mut rng);
@@ -236,7 +240,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {}",
+            "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {} \
+             pool {}",
             self.seed,
             self.dirs,
             u8::from(self.encrypted),
@@ -245,7 +250,8 @@ impl fmt::Display for Plan {
             u8::from(self.overlap),
             u8::from(self.one_device),
             self.hot_tail,
-            self.capacity
+            self.capacity,
+            self.pool_segments
         )?;
         for Step { verb, args: [first, second, third] } in &self.steps {
             let name = Verb::NAMES.iter().find(|(_, found)| found == verb).map_or("?", |(name, _)| name);
@@ -274,6 +280,7 @@ impl Plan {
             one_device: number("one-device")? != 0,
             hot_tail: number("hot-tail")? as usize,
             capacity: number("capacity")?,
+            pool_segments: number("pool").unwrap_or(0),
             steps: Vec::new(),
         };
         for line in lines {

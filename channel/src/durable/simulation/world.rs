@@ -313,6 +313,7 @@ impl World {
         }
         let settings = OpenSettings {
             segment_len: self.plan.segment_pages * 4096,
+            pool_bytes: self.plan.pool_segments * self.plan.segment_pages * 4096,
             reserve_bytes: 0,
             key: self.key(),
             keys: vec![any_key()],
