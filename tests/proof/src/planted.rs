@@ -22,7 +22,7 @@ use crate::tally::{Budget, Tally};
 
 /// What one bug may cost before it counts as a hang, or as not noticed. All of them are noticed by a look that is the same
 /// each time, within seconds; random histories come last, and nothing depends on their luck.
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(60);
 const TEARS: u64 = 6;
 const FIXED_SEEDS: u64 = 700;
 const SEEDS: u64 = 2_000;
