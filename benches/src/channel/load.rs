@@ -49,7 +49,7 @@ impl Shared {
 pub(crate) fn run(arguments: &Arguments) -> Result<Value, String> {
     arguments.clear()?;
     let measured = arguments.open().and_then(|channel| {
-        let outcome = measure(&channel, arguments);
+        let outcome = super::still::warm(&channel, arguments).and_then(|()| measure(&channel, arguments));
         drop(channel);
         outcome
     });

@@ -12,6 +12,7 @@ use std::time::Duration;
 use channel::{Devices, DurableChannel, DurableOptions};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use wal::io::real::Backend;
 use wal::seal::ChannelKey;
 
 use crate::meter::Reading;
@@ -80,6 +81,12 @@ pub(crate) struct Arguments {
     /// Not built: refused
     #[arg(long)]
     pub(crate) compress: bool,
+    /// How the log is written: io_uring, direct or buffered; the first that works without it
+    #[arg(long, value_name = "HOW", value_parser = |name: &str| Backend::named(name).ok_or("not a way to write"))]
+    pub(crate) io: Option<Backend>,
+    /// load: fill and drain so many bytes first, so that the measured puts find segments that are there already
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = cli::bytes)]
+    pub(crate) warm_pool: u64,
     #[arg(long, value_enum, default_value_t = Payload::Random)]
     pub(crate) payload: Payload,
 }
@@ -134,6 +141,8 @@ impl Arguments {
     pub(crate) fn open(&self) -> Result<DurableChannel, String> {
         let mut options = DurableOptions::new("bench", self.folders());
         options.capacity = u64::MAX / 2;
+        options.backend = self.io;
+        options.pool_bytes = options.pool_bytes.max(self.warm_pool + (self.warm_pool >> 2));
         options.transaction_capacity = 10_000.max(self.batch as usize).max(self.take_batch as usize);
         options.checkpoint_interval = self.checkpoint_interval;
         if self.encrypt {

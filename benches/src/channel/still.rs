@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use channel::{Channel, DurableChannel, DurableOptions, SettleError, Settlement, Ticket};
+use channel::{Channel, DurableChannel, DurableOptions, SettleError, Settlement, TakeLimits, Ticket};
 use serde_json::{Value, json};
 
 use super::{Arguments, Outcome};
@@ -56,6 +56,25 @@ pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
 fn fills_hot_tail(size: u64) -> u64 {
     let tail = DurableOptions::new("", Vec::new()).hot_tail_bytes as u64;
     2 * tail / size.max(1)
+}
+
+/// Fills segments with so many bytes and drains them, so that they are there for whoever comes next.
+pub(crate) fn warm(channel: &DurableChannel, arguments: &Arguments) -> Result<(), String> {
+    put(channel, arguments, arguments.warm_pool / arguments.size.max(1), &Generator::default())?;
+    let mut consumer = channel.consumer("warm");
+    let limits = TakeLimits { events: 10_000, bytes: 8 << 20 };
+    let mut settling = VecDeque::new();
+    while channel.stats().size_events > 0 {
+        let lease = consumer.take(limits, EMPTY_AFTER).wait().map_err(|error| error.to_string())?;
+        if !lease.is_empty() {
+            settling.push_back(consumer.settle(vec![Settlement::delivered(lease.ranges())]));
+        }
+        while settling.len() > SETTLING_MAX || (lease.is_empty() && !settling.is_empty()) {
+            let settled = settling.pop_front().map(Ticket::wait);
+            settled.transpose().map_err(|error: SettleError| error.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts `count` events with all producers, whole batches but for the last ones.

@@ -1,7 +1,5 @@
 //! A frame on its way to the disk: gathered and reserved under the lock, sealed and written outside of it.
 
-use std::io;
-
 use wal::device::WriteSlot;
 use wal::format::frame::{self, FrameHeader};
 use wal::format::section;
@@ -88,7 +86,8 @@ impl Job {
     }
 
     /// The frame in a buffer of its own.
-    pub(crate) fn sealed(&self) -> io::Result<Buffer> {
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn sealed(&self) -> std::io::Result<Buffer> {
         let mut buffer = Buffer::zeroed(self.stored_len())?;
         self.seal(&mut buffer);
         Ok(buffer)
