@@ -66,6 +66,7 @@ impl<const REAL: bool> ReferenceStateMachine for Histories<REAL> {
                     one_device,
                     hot_tail,
                     capacity,
+                    pool_segments: if seed.is_multiple_of(2) { 0 } else { 8 },
                     steps,
                 };
                 Reference::new(plan)

@@ -122,6 +122,14 @@ static KEYS: &[Key] = &[
         "Most bytes of events kept in memory for sinks that keep up.",
     ),
     Key::integer(
+        "penstock.poolBytes",
+        0,
+        1 << 50,
+        "bytes",
+        KeyDefault::Is("1073741824"),
+        "Bytes of log files in each data directory up to which drained ones are kept to be written again. Within it every byte is written to the disk once; a new file is zeroed first.",
+    ),
+    Key::integer(
         "penstock.deadLetterMaxBytes",
         2 << 20,
         i64::MAX,
@@ -276,6 +284,7 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         segment_len,
         reserve_bytes: settings.count("minimumRequiredSpace") as u64,
         disk_bytes_max: bytes_max,
+        pool_bytes: settings.count("penstock.poolBytes") as u64,
         hot_tail_bytes: settings.count("penstock.hotTailBytes"),
         on_damage: match settings.choice("penstock.onDamage") {
             "continue" => OnDamage::Continue,
