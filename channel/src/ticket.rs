@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 enum State<T> {
     Waiting(Option<Waker>),
+    /// A thread sleeps until it is ready; only then is the kernel asked to wake one.
+    Slept,
     Ready(T),
     Taken,
 }
@@ -50,13 +52,11 @@ impl<T: Abandoned> TicketSender<T> {
 
     fn fulfil(&mut self, value: T) {
         let Some(shared) = self.shared.take() else { return };
-        let waker = match std::mem::replace(&mut *shared.lock(), State::Ready(value)) {
-            State::Waiting(waker) => waker,
-            State::Ready(_) | State::Taken => None,
-        };
-        shared.ready.notify_all();
-        if let Some(waker) = waker {
-            waker.wake();
+        let before = std::mem::replace(&mut *shared.lock(), State::Ready(value));
+        match before {
+            State::Slept => shared.ready.notify_all(),
+            State::Waiting(Some(waker)) => waker.wake(),
+            State::Waiting(None) | State::Ready(_) | State::Taken => {}
         }
     }
 }
@@ -90,7 +90,7 @@ impl<T> Ticket<T> {
         loop {
             match std::mem::replace(&mut *state, State::Taken) {
                 State::Ready(value) => return value,
-                other => *state = other,
+                _ => *state = State::Slept,
             }
             state = self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -103,7 +103,7 @@ impl<T> Ticket<T> {
         loop {
             match std::mem::replace(&mut *state, State::Taken) {
                 State::Ready(value) => return Ok(value),
-                other => *state = other,
+                _ => *state = State::Slept,
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -135,7 +135,7 @@ impl<T> Future for Ticket<T> {
         let mut state = self.shared.lock();
         match std::mem::replace(&mut *state, State::Taken) {
             State::Ready(value) => Poll::Ready(value),
-            State::Waiting(_) => {
+            State::Waiting(_) | State::Slept => {
                 *state = State::Waiting(Some(context.waker().clone()));
                 Poll::Pending
             }

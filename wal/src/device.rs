@@ -10,10 +10,17 @@ use std::time::Duration;
 use crate::io::uring::Alarm;
 use crate::limits::OVERLAP_MIN;
 
+#[derive(Debug, Default)]
+struct Raises {
+    count: u64,
+    /// Threads in [`Signal::wait`]: without one, raising asks nothing of the kernel.
+    waiting: usize,
+}
+
 /// Something to do, for threads that sleep until then.
 #[derive(Debug, Default)]
 pub struct Signal {
-    count: Mutex<u64>,
+    raises: Mutex<Raises>,
     raised: Condvar,
     /// Of a thread that sleeps in a ring.
     alarm: OnceLock<Arc<Alarm>>,
@@ -22,7 +29,7 @@ pub struct Signal {
 impl Signal {
     /// The count to pass to [`wait`](Signal::wait); read it before looking for work.
     pub fn count(&self) -> u64 {
-        *self.lock()
+        self.lock().count
     }
 
     /// From now on raising it also wakes the thread that sleeps in a ring.
@@ -31,35 +38,47 @@ impl Signal {
     }
 
     pub fn raise_one(&self) {
-        self.raise().notify_one();
+        if self.raise() {
+            self.raised.notify_one();
+        }
     }
 
     pub fn raise_all(&self) {
-        self.raise().notify_all();
+        if self.raise() {
+            self.raised.notify_all();
+        }
     }
 
-    fn raise(&self) -> &Condvar {
-        *self.lock() += 1;
+    /// Whether a thread waits.
+    fn raise(&self) -> bool {
+        let is_waited_for = {
+            let mut raises = self.lock();
+            raises.count += 1;
+            raises.waiting > 0
+        };
         if let Some(alarm) = self.alarm.get() {
             alarm.ring();
         }
-        &self.raised
+        is_waited_for
     }
 
     /// Sleeps until the signal was raised after `seen`, or `limit` has passed; `None` sleeps without end.
     pub fn wait(&self, seen: u64, limit: Option<Duration>) {
-        let count = self.lock();
-        let unchanged = |count: &mut u64| *count == seen;
-        match limit {
-            None => drop(self.raised.wait_while(count, unchanged).unwrap_or_else(PoisonError::into_inner)),
+        let mut raises = self.lock();
+        raises.waiting += 1;
+        let unchanged = |raises: &mut Raises| raises.count == seen;
+        let mut raises = match limit {
+            None => self.raised.wait_while(raises, unchanged).unwrap_or_else(PoisonError::into_inner),
             Some(limit) => {
-                drop(self.raised.wait_timeout_while(count, limit, unchanged).unwrap_or_else(PoisonError::into_inner));
+                let waited = self.raised.wait_timeout_while(raises, limit, unchanged);
+                waited.unwrap_or_else(PoisonError::into_inner).0
             }
-        }
+        };
+        raises.waiting -= 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Raises> {
+        self.raises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

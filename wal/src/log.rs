@@ -847,7 +847,8 @@ impl Log {
     /// that was made after this is durable, they say nothing any more: call [`vacate`](Log::vacate).
     pub fn vacatable(&self) -> Vec<u64> {
         let is_needed = self.blocked.is_some() && self.places() + self.renewals.len() < RESERVE;
-        if self.failure.is_some() || self.late > 0 || !is_needed {
+        // Later headers repeat the fences of those that go, unless there are more than fit.
+        if self.failure.is_some() || self.late > 0 || !is_needed || self.fences.len() >= FENCES_MAX {
             return Vec::new();
         }
         // The one that frames go to now, or will go to; without it they may go on in the newest.

@@ -2,7 +2,8 @@
 //!
 //! Promises that a write is reported once and only after the kernel is done with its bytes, that the rest of a short write
 //! is written with the same bytes at its place, and that memory outlives every write in it. It gives no order: that is the
-//! log's. A ring that the kernel denies is an error of [`Ring::new`], and the caller writes with threads instead.
+//! log's. Files are not registered with the ring: it would keep them open, and the space of a removed segment would not
+//! come back. A ring that the kernel denies is an error of [`Ring::new`], and the caller writes with threads instead.
 //!
 //! ```text
 //! write ─► submission ─► kernel ─► completion ─► wait ─► Written          Alarm::ring ─► eventfd ─► wait returns
