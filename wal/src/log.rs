@@ -258,6 +258,8 @@ pub struct Log {
     /// Slots with their lengths that become spares once they are zeroed.
     renewals: Vec<(u64, u64)>,
     fences: Vec<Fence>,
+    /// Fences of segments from this ordinal on are in no durable header yet.
+    unfenced_from: Option<u64>,
     unclean: bool,
     /// Where the first incarnation of this run may stand behind those of earlier runs.
     resume: Option<(u64, u64)>,
@@ -315,6 +317,7 @@ impl Log {
             removals: recovered.removals,
             renewals: Vec::new(),
             fences: recovered.fences,
+            unfenced_from: None,
             unclean: recovered.unclean,
             resume: recovered.resume,
             options,
@@ -355,7 +358,9 @@ impl Log {
         let open = if planted::is(Bug::CheckpointVouchesForOpen) { open + 1 } else { open };
         let in_flight = self.in_flight.iter().map(|frame| frame.ordinal).min().unwrap_or(open);
         let late = if self.late > 0 { 0 } else { open };
-        let first_unsealed = open.min(in_flight).min(late);
+        // Without its fence, a start that has no checkpoint could find what one with it does not.
+        let unfenced = self.unfenced_from.unwrap_or(open);
+        let first_unsealed = open.min(in_flight).min(late).min(unfenced);
         self.segments.iter().take_while(move |segment| segment.ordinal < first_unsealed)
     }
 
@@ -469,31 +474,13 @@ impl Log {
             return Err(Refused::NeedsSegment);
         }
         let prepared = self.ready.take().expect("it was just looked at");
-        let header = prepared.header;
         let previous_end = self.open.as_ref().map_or(0, |open| open.next_offset);
-        let start = header.offset + INCARNATION_HEADER as u64;
-        let incarnation = Incarnation {
-            id: header.incarnation,
-            start,
-            end: start,
-            encrypted: prepared.key.is_some(),
-            key: prepared.key.clone(),
-            seal: header.key.as_ref().map(|key| (key.id.clone(), header.salt)),
-            holes: Vec::new(),
-        };
-        match self.segments.back_mut().filter(|segment| segment.ordinal == header.ordinal) {
-            Some(segment) => segment.incarnations.push(incarnation),
-            None => {
-                let file = Arc::clone(&prepared.file);
-                let mut segment = Segment::new(header.ordinal, header.slot, header.segment_len, file);
-                segment.incarnations.push(incarnation);
-                self.segments.push_back(segment);
-            }
-        }
+        self.enlist(&prepared);
+        let header = prepared.header;
         self.open = Some(Open {
             ordinal: header.ordinal,
             incarnation: header.incarnation,
-            next_offset: start,
+            next_offset: header.offset + INCARNATION_HEADER as u64,
             segment_end: header.segment_len,
             next_number: 0,
             // Another run's frames are fenced, not continued.
@@ -502,6 +489,28 @@ impl Log {
             file: prepared.file,
         });
         Ok(())
+    }
+
+    /// From now on a prepared place is one of the live segments.
+    fn enlist(&mut self, Prepared { header, key, file }: &Prepared) {
+        let start = header.offset + INCARNATION_HEADER as u64;
+        let incarnation = Incarnation {
+            id: header.incarnation,
+            start,
+            end: start,
+            encrypted: key.is_some(),
+            key: key.clone(),
+            seal: header.key.as_ref().map(|key| (key.id.clone(), header.salt)),
+            holes: Vec::new(),
+        };
+        match self.segments.back_mut().filter(|segment| segment.ordinal == header.ordinal) {
+            Some(segment) => segment.incarnations.push(incarnation),
+            None => {
+                let mut segment = Segment::new(header.ordinal, header.slot, header.segment_len, Arc::clone(file));
+                segment.incarnations.push(incarnation);
+                self.segments.push_back(segment);
+            }
+        }
     }
 
     /// A reserved frame was written and synced, or was not.
@@ -549,19 +558,26 @@ impl Log {
         // An unsealed header may be on disk already; nothing was submitted under it.
         let mut touched: Vec<(u64, u64)> =
             self.in_flight.iter().map(|frame| (frame.ordinal, frame.incarnation)).collect();
+        let is_verdict = self.open.is_none();
         if let Some(open) = self.open.take() {
             touched.push((open.ordinal, open.incarnation));
         }
         touched.dedup();
-        for (ordinal, incarnation) in touched {
+        for (ordinal, incarnation) in touched.iter().copied() {
             let segment = self.segments.iter().find(|segment| segment.ordinal == ordinal);
             let end = segment
                 .and_then(|segment| segment.incarnations.iter().find(|found| found.id == incarnation))
                 .map_or(0, |found| found.end);
             self.fences.push(Fence { ordinal, incarnation, end, hole_start: 0, hole_end: 0 });
         }
-        // Its header has no fence for what failed just now.
-        self.discard_ready();
+        let first_touched = touched.iter().map(|(ordinal, _)| *ordinal).min();
+        self.unfenced_from = self.unfenced_from.into_iter().chain(first_touched).min();
+        // Its header has no fence for what failed just now. But what an earlier failure or the start decided may be nowhere
+        // else, and others say by now how far this log is durable: it stays until a later header repeats it.
+        match self.ready.take_if(|ready| is_verdict && !ready.header.fences.is_empty()) {
+            Some(verdict) => self.enlist(&verdict),
+            None => self.discard_ready(),
+        }
         self.resume = None;
         self.in_flight_bytes = 0;
         self.in_flight.drain(..).map(|frame| frame.id).collect()
@@ -745,6 +761,7 @@ impl Log {
                 }
                 // One that was too short for what waits now goes back.
                 self.discard_ready();
+                self.unfenced_from = None;
                 self.wanted = 0;
                 let key = self.options.key.as_ref().map(|key| Arc::new(key.derive(&header.salt).0));
                 self.ready = Some(Prepared { header, key, file });

@@ -46,8 +46,10 @@ pub(super) struct Model {
     puts: Vec<Put>,
     /// Event `n` is at `n - 1`.
     events: Vec<Event>,
-    /// Values of each note that a reader may find: the last one acknowledged, and those asked for after it.
-    notes: BTreeMap<String, Vec<Option<u64>>>,
+    /// Values of each note that a reader may find: the last one acknowledged, and those asked for after it, with their
+    /// numbers. Two may be equal, and be acknowledged in any order.
+    notes: BTreeMap<String, Vec<(u64, Option<u64>)>>,
+    notes_asked: u64,
 }
 
 pub(super) fn body_of(event: u64, padding: usize) -> Vec<u8> {
@@ -81,13 +83,16 @@ impl Model {
         }
     }
 
-    pub(super) fn note_asked(&mut self, key: &str, value: Option<u64>) {
-        self.notes.entry(key.to_owned()).or_insert_with(|| vec![None]).push(value);
+    /// The number of what was asked for.
+    pub(super) fn note_asked(&mut self, key: &str, value: Option<u64>) -> u64 {
+        self.notes_asked += 1;
+        self.notes.entry(key.to_owned()).or_insert_with(|| vec![(0, None)]).push((self.notes_asked, value));
+        self.notes_asked
     }
 
-    pub(super) fn note_done(&mut self, key: &str, value: Option<u64>) {
+    pub(super) fn note_done(&mut self, key: &str, number: u64) {
         if let Some(possible) = self.notes.get_mut(key)
-            && let Some(place) = possible.iter().position(|found| *found == value)
+            && let Some(place) = possible.iter().position(|(asked, _)| *asked == number)
         {
             possible.drain(..place);
         }
@@ -167,17 +172,17 @@ impl Model {
     fn compare_notes(&mut self, notes: &[(String, Option<u64>)]) -> Result<(), String> {
         for (key, value) in notes {
             let possible = self.notes.get(key).ok_or_else(|| format!("note {key} was never written"))?;
-            if !possible.contains(value) {
+            if !possible.iter().any(|(_, possible)| possible == value) {
                 return Err(format!("note {key} is {value:?} instead of one of {possible:?}"));
             }
         }
         for (key, possible) in &mut self.notes {
             let value = notes.iter().find(|(found, _)| found == key).and_then(|(_, value)| *value);
-            if !possible.contains(&value) {
+            if !possible.iter().any(|(_, possible)| *possible == value) {
                 return Err(format!("note {key} is gone"));
             }
             // What a recovery found is what every later one finds.
-            *possible = vec![value];
+            *possible = vec![(0, value)];
         }
         Ok(())
     }

@@ -107,7 +107,8 @@ struct Held {
 struct Asked {
     events: Vec<u64>,
     /// (key, value) of the note that goes with it.
-    note: Option<(String, Option<u64>)>,
+    /// Its key, and its number in the books.
+    note: Option<(String, u64)>,
     ticket: SettleTicket,
 }
 
@@ -595,16 +596,16 @@ impl World {
         Ok(())
     }
 
-    fn draw_note(&mut self, key: usize, value: usize) -> (NoteUpdate, (String, Option<u64>)) {
+    fn draw_note(&mut self, key: usize, value: usize) -> (NoteUpdate, (String, u64)) {
         let key = format!("file{}", key % 4);
         let value = (!value.is_multiple_of(4)).then_some(self.report.frames << 8 | value as u64);
-        self.model.note_asked(&key, value);
+        let number = self.model.note_asked(&key, value);
         let update = NoteUpdate {
             owner: OWNER.to_owned(),
             key: key.clone(),
             note: value.map(|value| Bytes::copy_from_slice(&value.to_le_bytes())),
         };
-        (update, (key, value))
+        (update, (key, number))
     }
 
     fn settle(&mut self, life: &mut Life, [lease, how, note]: [usize; 3], answers: &mut Vec<Answer>) {
@@ -675,8 +676,8 @@ impl World {
                 Ok(Ok(())) => {
                     self.report.events_settled += events.len() as u64;
                     self.model.settle(&events, Settled::Yes);
-                    if let Some((key, value)) = note {
-                        self.model.note_done(&key, value);
+                    if let Some((key, number)) = note {
+                        self.model.note_done(&key, number);
                     }
                 }
                 Ok(Err(SettleError::Failed(_) | SettleError::NoteRefused(_))) => {}
