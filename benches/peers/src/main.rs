@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 
-use stores::{PEERS, Peer};
+use stores::{COUNTED, PEERS, Peer};
 
 /// Keys of different producers never meet.
 const KEYS: u64 = 1 << 40;
@@ -221,6 +221,7 @@ fn verify(arguments: &Arguments) -> Result<(), String> {
             .args(["-f", "-c", "-U", "calls,name", "-o"])
             .arg(&counts)
             .arg(&own)
+            .env(COUNTED, "1")
             .args(["--json", "--rounds", "1", "--producers", "1", "--seconds", "1", "--only", peer.name, "--dir"])
             .arg(&arguments.dir)
             .output()
