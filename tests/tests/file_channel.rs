@@ -220,12 +220,13 @@ fn what_cannot_be_opened_is_refused_by_name_and_nothing_is_changed() {
 
     // Its disk is not mounted: the empty place is not taken for an empty queue.
     fs::rename(dir.join("data2"), dir.join("away")).expect("unmount");
+    fs::create_dir(dir.join("data2")).expect("leave the mount point");
     agent.configure(&configuration(port, &channel, ""));
     let (code, log) = refusal(&mut agent);
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("data2/penstock of this channel is missing and may hold pending events; mount it"), "{log}");
     assert_eq!(tree(&dir.join("data2")), BTreeMap::new());
-    fs::remove_dir_all(dir.join("data2")).expect("clear the mount point");
+    fs::remove_dir(dir.join("data2")).expect("clear the mount point, which is still empty");
     fs::rename(dir.join("away"), dir.join("data2")).expect("mount again");
     assert!(before.0 == tree(&dir.join("data1")) && before.1 == tree(&dir.join("data2")), "the refusal changed files");
 
