@@ -103,7 +103,8 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
             return;
         }
         if let Err(error) = ring.wait(&mut written, || signal.count() == seen) {
-            // What is in flight is of unknown outcome for good: the log owes its answers, and others are used instead.
+            // What is in flight is of unknown outcome for good. Who waits for it hears that it is closed, with this thread's
+            // jobs; the log owes an answer for ever, so that others are used instead.
             tracing::error!(dir = shared.dirs[index].name(), %error, "the ring of a disk is lost; restart to use it again");
             return;
         }
