@@ -16,6 +16,7 @@ use wal::io::sim::SimDisk;
 use wal::io::{Dir, durable};
 use wal::limits::{INCARNATION_HEADER, PAGE};
 use wal::log::slot_name;
+use wal::recover::known::Known;
 use wal::recover::scan::Depth;
 use wal::recover::{Purpose, read_log};
 use wal::seal::ChannelKey;
@@ -210,7 +211,7 @@ fuzz_target!(|data: &[u8]| {
     for purpose in purposes {
         let read = || {
             let mut seen = Vec::new();
-            let scan = read_log(&*dir, LOG, CHANNEL, &keys, purpose, &[], &|_| true, &mut |header, kept| {
+            let scan = read_log(&*dir, LOG, CHANNEL, &keys, purpose, &Known::default(), &|_| true, &mut |header, kept| {
                 assert!(header.end() > header.offset);
                 seen.push((header.clone(), kept.to_vec()));
             });

@@ -364,6 +364,11 @@ impl Log {
         self.segments.iter().take_while(move |segment| segment.ordinal < first_unsealed)
     }
 
+    /// Segments below this one are given back, and durable frames say so.
+    pub fn oldest_ordinal(&self) -> u64 {
+        self.oldest_ordinal
+    }
+
     /// Bytes of files that the log holds.
     pub fn disk_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len).sum()

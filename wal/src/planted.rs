@@ -99,6 +99,8 @@ bugs! {
     CheckpointMovesBack seen in "bookkeeper 4105",
     /// A checkpoint vouches for the segment that is still written.
     CheckpointVouchesForOpen,
+    /// A checkpoint spares the frames that say which segments were given back, and does not say it itself.
+    ForgetOldest,
     /// A checkpoint leaves out events that are with consumers.
     CheckpointForgetsLeases,
 

@@ -16,7 +16,7 @@ use wal::format::frame::{Mark as Place, TAG};
 use wal::io::buffer::Buffer;
 use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
-use wal::recover::known::KnownSegment;
+use wal::recover::known::{Known, KnownSegment};
 use wal::seal::{ChannelKey, Random};
 
 use super::ranges::RangeSet;
@@ -44,7 +44,7 @@ pub(crate) struct Checkpoint {
 pub(crate) struct KnownLog {
     pub(crate) log: [u8; 16],
     pub(crate) durable: Place,
-    pub(crate) segments: Vec<KnownSegment>,
+    pub(crate) known: Known,
 }
 
 /// The file of a channel in its checkpoint directory: two channels may share one.
@@ -64,10 +64,11 @@ impl Checkpoint {
             put_varint(&mut out, range.count());
         }
         put_varint(&mut out, self.logs.len() as u64);
-        for known in &self.logs {
-            out.extend_from_slice(&known.log);
-            put_varint(&mut out, known.durable.ordinal);
-            put_varint(&mut out, known.durable.offset);
+        for KnownLog { log, durable, known } in &self.logs {
+            out.extend_from_slice(log);
+            put_varint(&mut out, durable.ordinal);
+            put_varint(&mut out, durable.offset);
+            put_varint(&mut out, known.oldest_ordinal);
             put_varint(&mut out, known.segments.len() as u64);
             known.segments.iter().for_each(|segment| segment.encode(&mut out));
         }
@@ -97,12 +98,12 @@ impl Checkpoint {
             at += 16;
             let mut number = || take_varint(body, &mut at).map_err(text);
             let durable = Place { ordinal: number()?, offset: number()? };
-            let count = number()?;
+            let (oldest_ordinal, count) = (number()?, number()?);
             let mut segments = Vec::new();
             for _ in 0..count {
                 segments.push(KnownSegment::decode(body, &mut at).map_err(|damage| damage.to_string())?);
             }
-            logs.push(KnownLog { log, durable, segments });
+            logs.push(KnownLog { log, durable, known: Known { oldest_ordinal, segments } });
         }
         if at == body.len() {
             Ok(Checkpoint { snapshot, unsettled, durable_seq, logs })
@@ -207,7 +208,11 @@ mod tests {
                 snapshot: Snapshot { version: 1, floor: 2, ..Snapshot::default() },
                 unsettled: [SeqRange::new(2, 9), SeqRange::new(12, 13)].into_iter().collect(),
                 durable_seq: 13,
-                logs: vec![KnownLog { log: [4; 16], durable: Place { ordinal: 5, offset: 6 }, segments: Vec::new() }],
+                logs: vec![KnownLog {
+                    log: [4; 16],
+                    durable: Place { ordinal: 5, offset: 6 },
+                    known: Known { oldest_ordinal: 4, segments: Vec::new() },
+                }],
             };
             let keys: Vec<ChannelKey> = key.iter().cloned().collect();
             assert_eq!(Checkpoint::read(&*dir, &channel, &keys), Ok(None));

@@ -18,7 +18,7 @@ use wal::device::Signal;
 use wal::limits::PAGE;
 use wal::log::{Chore, ChoreDone, Log};
 use wal::planted::{self, Bug};
-use wal::recover::known::KnownSegment;
+use wal::recover::known::{Known, KnownSegment};
 use wal::seal::Random;
 
 use super::cache::Cache;
@@ -329,7 +329,8 @@ impl Core {
             for (start, end) in segments.iter().flat_map(|segment| segment.ranges()) {
                 all.within(SeqRange::new(*start, *end)).into_iter().for_each(|range| unsettled.insert(range));
             }
-            logs.push(KnownLog { log: seat.log.id(), durable: seat.log.durable(), segments });
+            let known = Known { oldest_ordinal: seat.log.oldest_ordinal(), segments };
+            logs.push(KnownLog { log: seat.log.id(), durable: seat.log.durable(), known });
         }
         let (snapshot, durable_seq) = (self.snapshot(), self.queue.durable_seq());
         Some(Checkpoint { snapshot, unsettled, durable_seq, logs })

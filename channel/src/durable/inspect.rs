@@ -17,6 +17,7 @@ use wal::format::{Classified, Damage};
 use wal::io::{Access, Dir};
 use wal::limits::PAGE;
 use wal::log::slot_of;
+use wal::recover::known::Known;
 use wal::recover::scan::{Depth, first_header};
 use wal::recover::{Finding, KeyUse, LogScan, Purpose, RecoverError, ShortSegment, read_log};
 use wal::seal::ChannelKey;
@@ -350,15 +351,16 @@ impl Content {
         let mut own = Found::default();
         let purpose = Purpose::Inspect { depth: looking.depth, from_disk: looking.from_disk };
         let keep = |kind: u16| kind != TRANSACTION;
-        content.scan = read_log(dir, log, channel, &looking.keys, purpose, &[], &keep, &mut |header, kept| {
-            content.frames += 1;
-            content.frame_bytes += u64::from(header.stored_len);
-            content.events += u64::from(header.seq_count);
-            let at = header.written_ms;
-            content.written_ms =
-                Some(content.written_ms.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
-            own.take(header, kept);
-        })?;
+        content.scan =
+            read_log(dir, log, channel, &looking.keys, purpose, &Known::default(), &keep, &mut |header, kept| {
+                content.frames += 1;
+                content.frame_bytes += u64::from(header.stored_len);
+                content.events += u64::from(header.seq_count);
+                let at = header.written_ms;
+                content.written_ms =
+                    Some(content.written_ms.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
+                own.take(header, kept);
+            })?;
         content.malformed = own.malformed.take();
         content.unknown_section = own.unknown;
         found.merge(own);

@@ -18,6 +18,7 @@ use wal::limits::{MEMBERS_MAX, PAGE};
 use wal::log::{Log, LogOptions, slot_of};
 use wal::planted::{self, Bug};
 use wal::recover::cases::{Case, Content};
+use wal::recover::known::Known;
 use wal::recover::{Finding, LogScan, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
 
@@ -246,22 +247,22 @@ fn read_all(
     checkpoint: Option<&Checkpoint>,
 ) -> Result<Option<ReadAll>, OpenError> {
     let (mut scans, mut found, mut ends) = (Vec::new(), Found::default(), Vec::new());
-    let mut vouched = 0;
+    let (nothing, mut vouched) = (Known::default(), 0);
     for (OpenDir { dir, .. }, identity) in dirs.iter().zip(identities) {
         let mut own = Found::default();
         let known = checkpoint.and_then(|checkpoint| checkpoint.logs.iter().find(|known| known.log == identity.log));
-        let segments = known.map_or(&[][..], |known| &known.segments);
+        let known = known.map_or(&nothing, |log| &log.known);
         let scan = read_log(
             &**dir,
             identity.log,
             identity.channel,
             &settings.keys,
             Purpose::Recover,
-            segments,
+            known,
             &|kind| kind != TRANSACTION,
             &mut |header, kept| own.take(header, kept),
         )?;
-        if !scan.has_all(segments) {
+        if !scan.has_all(known) {
             tracing::warn!(dir = dir.name(), "the checkpoint does not fit the segments; everything is read");
             return Ok(None);
         }

@@ -131,8 +131,8 @@ fn keep(seed: u64) -> String {
         Err(error) => format!("not kept: {error}"),
     };
     format!(
-        "seed {seed}: {first}; shrunk to {} steps: {broken}; {kept}; see it again with `cargo xtask prove --seed {seed} \
-         simulation`\n{small}",
+        "seed {seed}: {first}; shrunk to {} steps: {broken}; {kept}; see it again with `cargo xtask prove simulation --cycles 1 \
+         --seed {seed}`\n{small}",
         small.steps.len()
     )
 }

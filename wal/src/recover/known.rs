@@ -16,6 +16,14 @@ const RANGES_MAX: usize = 4096;
 /// More of either in one segment is a damaged checkpoint.
 const PARTS_MAX: u64 = 1 << 20;
 
+/// A log as a checkpoint has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Segments below this one are given back. The frames that say so may be in segments that are not read.
+    pub oldest_ordinal: u64,
+    pub segments: Vec<KnownSegment>,
+}
+
 /// A segment as a checkpoint has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownSegment {

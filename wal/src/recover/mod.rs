@@ -26,7 +26,7 @@ use crate::planted::{self, Bug};
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
-use known::KnownSegment;
+use known::{Known, KnownSegment};
 use scan::{Depth, IncarnationScan, KeyState, SlotScan, scan_slot};
 
 /// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
@@ -182,13 +182,14 @@ pub fn read_log(
     channel: [u8; 16],
     keys: &[ChannelKey],
     purpose: Purpose,
-    known: &[KnownSegment],
+    known: &Known,
     keep: &dyn Fn(u16) -> bool,
     visit: &mut Visit<'_>,
 ) -> Result<LogScan, RecoverError> {
     let name = dir.name();
     let failed = |action: &str, error| RecoverError::Io { dir: name.clone(), action: action.to_owned(), error };
     let mut scan = LogScan::empty(log, &name);
+    scan.oldest_ordinal = known.oldest_ordinal;
     let recovers = purpose == Purpose::Recover;
     let (depth, from_disk) = match purpose {
         Purpose::Recover => (Depth::Bodies, true),
@@ -252,7 +253,7 @@ pub fn read_log(
                 if len < header.segment_len {
                     scan.short.push(ShortSegment { slot, len, wanted: header.segment_len });
                 }
-                if let Some(known) = known.iter().find(|known| known.is(&header, len))
+                if let Some(known) = known.segments.iter().find(|known| known.is(&header, len))
                     && let Some(segment) = known.attach(Arc::clone(&file), keys)
                 {
                     scan.vouched += 1;
@@ -422,10 +423,10 @@ impl LogScan {
 
     /// Whether a checkpoint spared no reading that matters: every segment that it knows is here, or was given back
     /// since, and no file lost its header, for which of them were given back is written in the frames that were spared.
-    pub fn has_all(&self, known: &[KnownSegment]) -> bool {
+    pub fn has_all(&self, known: &Known) -> bool {
         let here = |known: &KnownSegment| self.segments.iter().any(|found| found.segment.ordinal == known.ordinal);
-        let all = known.iter().all(|known| known.ordinal < self.oldest_ordinal || here(known));
-        known.is_empty() || (all && self.lost_headers.is_empty())
+        let all = known.segments.iter().all(|known| known.ordinal < self.oldest_ordinal || here(known));
+        known.segments.is_empty() || (all && self.lost_headers.is_empty())
     }
 
     /// Where the segment at `index` must reach, by what the next one says. A gap in the ordinals says nothing: a segment
