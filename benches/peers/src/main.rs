@@ -3,23 +3,26 @@
 //! Producers commit batches, each as one transaction that must be durable when the call returns. Every store begins empty in
 //! each round, the rounds are interleaved, and the medians are printed with the smallest and the largest. `--verify` runs each
 //! store by itself under `strace` with one producer and compares its commits with the syncs it asked the kernel for: a store
-//! that syncs less often than it commits is not durable, and its rate is not comparable.
+//! that syncs less often than it commits is not durable, and its rate is not comparable. `--flume` compares puts and takes
+//! with those of Flume's file channel and prints the ratios.
 
+mod flume;
+mod load;
 mod stores;
+mod versus;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use serde_json::{Value, json};
 
-use stores::{COUNTED, PEERS, Peer};
+use flume::Flume;
+use load::{Load, Round};
+use stores::{COUNTED, PEERS};
 
-/// Keys of different producers never meet.
-const KEYS: u64 = 1 << 40;
 /// The raw limit overwrites a file of this length.
 const RAW_BYTES: u64 = 1 << 30;
 /// System calls that make something durable. `pwritev2` is ours alone, and always with RWF_DSYNC.
@@ -46,9 +49,16 @@ struct Arguments {
     seconds: f64,
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Only these; `raw`, or the name of a store
+    /// Only these; `raw`, `flume`, or the name of a store
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Puts of 16 producers, then takes of one consumer beside 8 producers: the channel's rates as multiples of those of the
+    /// file channel of Flume 1.11
+    #[arg(long, conflicts_with_all = ["verify", "only"])]
+    flume: bool,
+    /// Seconds for Flume before the first round, for its compiler
+    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    warmup: f64,
     /// Compare commits with syncs, by `strace`
     #[arg(long)]
     verify: bool,
@@ -58,11 +68,29 @@ impl Arguments {
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
+
+    fn load(&self) -> Load {
+        let Arguments { producers, batch, size, .. } = *self;
+        Load { producers, consumers: 0, takes_in_flight: 1, batch, size, time: Duration::from_secs_f64(self.seconds) }
+    }
+
+    /// Flume with its code compiled; counted calls are those of the round alone.
+    fn flume(&self) -> Result<Flume, String> {
+        let mut flume = Flume::start()?;
+        if std::env::var_os(COUNTED).is_none() {
+            flume.warm_up(&self.dir.join(flume::NAME), &self.load(), Duration::from_secs_f64(self.warmup))?;
+        }
+        Ok(flume)
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = if arguments.verify { verify(&arguments) } else { compare(&arguments) };
+    let done = match (arguments.verify, arguments.flume) {
+        (true, _) => verify(&arguments),
+        (_, true) => versus::run(&arguments),
+        _ => compare(&arguments),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -74,15 +102,24 @@ fn main() -> ExitCode {
 
 fn compare(arguments: &Arguments) -> Result<(), String> {
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut commits: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut costs: BTreeMap<&str, (Vec<f64>, u64)> = BTreeMap::new();
+    let mut flume = if arguments.wants(flume::NAME) { Some(arguments.flume()?) } else { None };
+    let load = arguments.load();
     for _ in 0..arguments.rounds {
         if arguments.wants("raw") {
             rates.entry("raw").or_default().push(raw(arguments)?);
         }
+        let mut add = |name, round: Round| {
+            rates.entry(name).or_default().push(mb_s(round.put_ev_s(), load.size));
+            let (cpu, commits) = costs.entry(name).or_default();
+            cpu.push(round.cpu_s_per_gib(load.size));
+            *commits += round.commits;
+        };
         for peer in PEERS.iter().filter(|peer| arguments.wants(peer.name)) {
-            let (rate, done) = load(arguments, peer)?;
-            rates.entry(peer.name).or_default().push(rate);
-            *commits.entry(peer.name).or_default() += done;
+            add(peer.name, load::round(&arguments.dir.join(peer.name), peer, &load)?);
+        }
+        if let Some(flume) = &mut flume {
+            add(flume::NAME, flume.round(&arguments.dir.join(flume::NAME), &load)?);
         }
     }
     let raw = rates.get("raw").map(|rates| spread(rates).1);
@@ -90,35 +127,53 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
         .iter()
         .map(|(name, rates)| {
             let (min, median, max) = spread(rates);
+            let cost = costs.get(name);
             json!({
                 "store": name, "mb_s": {"min": min, "median": median, "max": max},
-                "of_raw": raw.map(|raw| (median / raw * 1e4).round() / 1e4), "commits": commits.get(name),
+                "of_raw": raw.map(|raw| (median / raw * 1e4).round() / 1e4), "commits": cost.map(|cost| cost.1),
+                "cpu_s_per_gib": cost.map(|cost| (spread_of(&cost.0).1 * 100.0).round() / 100.0),
             })
         })
         .collect();
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let result = json!({
         "producers": arguments.producers, "batch": arguments.batch, "size": arguments.size, "rounds": arguments.rounds,
-        "seconds": arguments.seconds, "load_average": load.split(' ').next(), "stores": rows,
+        "seconds": arguments.seconds, "load_average": load_average(), "stores": rows,
     });
     if arguments.json {
         println!("{result}");
         return Ok(());
     }
-    println!("| store | MB/s | min | max | of raw |\n|---|---|---|---|---|");
+    println!("| store | MB/s | min | max | of raw | CPU-s/GiB |\n|---|---|---|---|---|---|");
     for row in &rows {
         let rate = &row["mb_s"];
         let name = row["store"].as_str().unwrap_or_default();
-        println!("| {name} | {} | {} | {} | {} |", rate["median"], rate["min"], rate["max"], row["of_raw"]);
+        let (of_raw, cpu) = (&row["of_raw"], &row["cpu_s_per_gib"]);
+        println!("| {name} | {} | {} | {} | {of_raw} | {cpu} |", rate["median"], rate["min"], rate["max"]);
     }
     Ok(())
 }
 
-fn spread(rates: &[f64]) -> (f64, f64, f64) {
+/// Smallest, middle and largest.
+fn spread_of(rates: &[f64]) -> (f64, f64, f64) {
     let mut sorted = rates.to_vec();
     sorted.sort_by(f64::total_cmp);
+    (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1])
+}
+
+/// To a tenth.
+fn spread(rates: &[f64]) -> (f64, f64, f64) {
     let tenth = |rate: f64| (rate * 10.0).round() / 10.0;
-    (tenth(sorted[0]), tenth(sorted[sorted.len() / 2]), tenth(sorted[sorted.len() - 1]))
+    let (min, median, max) = spread_of(rates);
+    (tenth(min), tenth(median), tenth(max))
+}
+
+fn mb_s(ev_s: f64, size: u32) -> f64 {
+    ev_s * f64::from(size) / 1e6
+}
+
+/// Runnable processes, averaged over the last minute.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// The fastest durable writer of the disk with as many bytes in flight as all producers together, in MB/s.
@@ -145,89 +200,26 @@ fn raw(arguments: &Arguments) -> Result<f64, String> {
     Ok(best)
 }
 
-/// One round of one store: MB/s of what was committed, and how many commits.
-fn load(arguments: &Arguments, peer: &Peer) -> Result<(f64, u64), String> {
-    let folder = arguments.dir.join(peer.name);
-    remove(&folder)?;
-    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let events = noise(arguments.batch as usize, arguments.size as usize);
-    let (over, commits) = (AtomicBool::new(false), AtomicU64::new(0));
-    let store = (peer.open)(&folder).map_err(|error| format!("{}: {error}", peer.name))?;
-    let begin = Instant::now();
-    let until = begin + Duration::from_secs_f64(arguments.seconds);
-    let failed = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..u64::from(arguments.producers))
-            .map(|index| {
-                let (store, events, over, commits) = (&store, &events, &over, &commits);
-                scope.spawn(move || {
-                    let mut producer = store.producer()?;
-                    let mut key = index * KEYS;
-                    while Instant::now() < until && !over.load(Ordering::Relaxed) {
-                        producer.commit(key, events).inspect_err(|_| over.store(true, Ordering::Relaxed))?;
-                        key += events.len() as u64;
-                        commits.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok::<(), String>(())
-                })
-            })
-            .collect();
-        workers.into_iter().find_map(|worker| worker.join().unwrap_or_else(|_| Err("panicked".to_owned())).err())
-    });
-    let (seconds, commits) = (begin.elapsed().as_secs_f64(), commits.into_inner());
-    drop(store);
-    remove(&folder)?;
-    match failed {
-        Some(error) => Err(format!("{}: {error}", peer.name)),
-        None => {
-            let bytes = commits as f64 * f64::from(arguments.batch) * f64::from(arguments.size);
-            Ok((bytes / seconds / 1e6, commits))
-        }
-    }
-}
-
-fn remove(folder: &Path) -> Result<(), String> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", folder.display())),
-        _ => Ok(()),
-    }
-}
-
-/// Events that nothing compresses.
-fn noise(count: usize, size: usize) -> Vec<Vec<u8>> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut event = || {
-        let mut body = Vec::with_capacity(size + 8);
-        while body.len() < size {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            body.extend_from_slice(&state.to_le_bytes());
-        }
-        body.truncate(size);
-        body
-    };
-    (0..count).map(|_| event()).collect()
-}
-
 /// Each store by itself under `strace`, with one producer: no commit can share the sync of another.
 fn verify(arguments: &Arguments) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     std::fs::create_dir_all(&arguments.dir).map_err(|error| format!("{}: {error}", arguments.dir.display()))?;
     let mut all = true;
     println!("| store | commits | syncs | calls | durable |\n|---|---|---|---|---|");
-    for peer in PEERS.iter().filter(|peer| arguments.wants(peer.name)) {
-        let counts = arguments.dir.join(format!("{}.strace", peer.name));
+    let names = PEERS.iter().map(|peer| peer.name).chain([flume::NAME]);
+    for name in names.filter(|name| arguments.wants(name)) {
+        let counts = arguments.dir.join(format!("{name}.strace"));
         let output = Command::new("strace")
             .args(["-f", "-c", "-U", "calls,name", "-o"])
             .arg(&counts)
             .arg(&own)
             .env(COUNTED, "1")
-            .args(["--json", "--rounds", "1", "--producers", "1", "--seconds", "1", "--only", peer.name, "--dir"])
+            .args(["--json", "--rounds", "1", "--producers", "1", "--seconds", "1", "--only", name, "--dir"])
             .arg(&arguments.dir)
             .output()
             .map_err(|error| format!("strace: {error}"))?;
         if !output.status.success() {
-            return Err(format!("{}: {}", peer.name, String::from_utf8_lossy(&output.stderr)));
+            return Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr)));
         }
         let result: Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
         let commits = result["stores"][0]["commits"].as_u64().unwrap_or_default();
@@ -238,12 +230,7 @@ fn verify(arguments: &Arguments) -> Result<(), String> {
         let durable = commits > 0 && sum >= commits;
         all &= durable;
         let calls: Vec<String> = found.iter().map(|(name, calls)| format!("{name} {calls}")).collect();
-        println!(
-            "| {} | {commits} | {sum} | {} | {} |",
-            peer.name,
-            calls.join(", "),
-            if durable { "yes" } else { "NO" }
-        );
+        println!("| {name} | {commits} | {sum} | {} | {} |", calls.join(", "), if durable { "yes" } else { "NO" });
     }
     if all { Ok(()) } else { Err("a store syncs less often than it commits".to_owned()) }
 }
@@ -278,13 +265,20 @@ mod tests {
     #[test]
     fn every_store_takes_a_batch() {
         let scratch = std::env::temp_dir().join(format!("penstock-bench-peers-{}", std::process::id()));
-        for peer in PEERS {
+        // A warm pool is gibibytes: not here.
+        for peer in PEERS.iter().filter(|peer| peer.name != "penstock-warm") {
             let folder = scratch.join(peer.name);
             std::fs::create_dir_all(&folder).unwrap();
             let store = (peer.open)(&folder).unwrap();
-            let events = noise(10, 100);
+            let events = load::noise(10, 100);
             store.producer().unwrap().commit(0, &events).unwrap();
             store.producer().unwrap().commit(10, &events).unwrap();
+            let Ok(mut consumer) = store.consumer(2) else { continue };
+            let mut gone = 0;
+            while let Some(events) = consumer.take(7).unwrap() {
+                gone += events;
+            }
+            assert_eq!(gone, 20, "{}", peer.name);
         }
         std::fs::remove_dir_all(&scratch).unwrap();
     }

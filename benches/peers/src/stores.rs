@@ -1,7 +1,9 @@
 //! The stores, each with the settings under which a commit that returned survives a power cut.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use channel::Channel as _;
 
@@ -14,6 +16,11 @@ pub(crate) struct Peer {
 /// An open store that several threads put into.
 pub(crate) trait Store: Sync {
     fn producer(&self) -> Result<Box<dyn Producer + '_>, String>;
+
+    /// A consumer that has up to so many transactions on their way.
+    fn consumer(&self, _in_flight: usize) -> Result<Box<dyn Consumer + '_>, String> {
+        Err("a store, and no queue: nothing takes from it".to_owned())
+    }
 }
 
 /// One connection.
@@ -22,8 +29,16 @@ pub(crate) trait Producer {
     fn commit(&mut self, first_key: u64, events: &[Vec<u8>]) -> Result<(), String>;
 }
 
+/// Whoever takes.
+pub(crate) trait Consumer {
+    /// Takes up to so many events; returns how many became durably gone meanwhile, these or earlier ones. `None` when none
+    /// came for a while and all that were taken are gone.
+    fn take(&mut self, events: usize) -> Result<Option<usize>, String>;
+}
+
 pub(crate) static PEERS: &[Peer] = &[
     Peer { name: "penstock", open: penstock },
+    Peer { name: "penstock-warm", open: penstock_warm },
     Peer { name: "sqlite-wal", open: sqlite },
     Peer { name: "fjall", open: fjall },
     Peer { name: "redb", open: redb },
@@ -39,16 +54,54 @@ struct Penstock(channel::DurableChannel);
 /// Set for a store whose system calls are counted: a ring's writes are not calls, those of its threads are, and are the same.
 pub(crate) const COUNTED: &str = "PENSTOCK_PEERS_COUNTED";
 
-fn penstock(dir: &Path) -> Result<Box<dyn Store>, String> {
+/// Bytes that the log of [`penstock_warm`] has written before: what a second and a half of the fastest disk take.
+const WARM: u64 = 4 << 30;
+/// Batches on their way while it is filled.
+const FILLING: usize = 8;
+const FILL_BATCH: usize = 1000;
+const FILL_EVENT: usize = 1024;
+const TAKE_BYTES: usize = 16 << 20;
+const TAKE_WAIT: Duration = Duration::from_millis(200);
+
+fn penstock_with(dir: &Path, pool_bytes: Option<u64>) -> Result<channel::DurableChannel, String> {
     let mut options = channel::DurableOptions::new("peer", vec![dir.join("data")]);
     options.capacity = u64::MAX / 2;
     options.backend = std::env::var_os(COUNTED).map(|_| wal::io::real::Backend::Direct);
-    Ok(Box::new(Penstock(channel::DurableChannel::open(options, &channel::Devices::new()).map_err(said)?)))
+    options.pool_bytes = pool_bytes.unwrap_or(options.pool_bytes);
+    channel::DurableChannel::open(options, &channel::Devices::new()).map_err(said)
+}
+
+/// A new channel, whose log files are written with zeros before they are used.
+fn penstock(dir: &Path) -> Result<Box<dyn Store>, String> {
+    Ok(Box::new(Penstock(penstock_with(dir, None)?)))
+}
+
+/// A channel that has run for a while: its log files are there, and are written again.
+fn penstock_warm(dir: &Path) -> Result<Box<dyn Store>, String> {
+    let store = Penstock(penstock_with(dir, Some(WARM + WARM / 4))?);
+    if std::env::var_os(COUNTED).is_none() {
+        let events = crate::load::noise(FILL_BATCH, FILL_EVENT);
+        let (mut producer, mut filling) = (store.0.producer(), VecDeque::new());
+        for _ in 0..WARM / (FILL_BATCH * FILL_EVENT) as u64 {
+            filling.push_back(producer.put(batch_of(&events)));
+            if filling.len() > FILLING {
+                filling.pop_front().map(channel::Ticket::wait).transpose().map_err(said)?;
+            }
+        }
+        filling.into_iter().try_for_each(|ticket| ticket.wait().map(drop)).map_err(said)?;
+        let mut consumer = store.consumer(FILLING)?;
+        while consumer.take(10 * FILL_BATCH)?.is_some() {}
+    }
+    Ok(Box::new(store))
 }
 
 impl Store for Penstock {
     fn producer(&self) -> Result<Box<dyn Producer + '_>, String> {
         Ok(Box::new(PenstockProducer(self.0.producer())))
+    }
+
+    fn consumer(&self, in_flight: usize) -> Result<Box<dyn Consumer + '_>, String> {
+        Ok(Box::new(PenstockConsumer { consumer: self.0.consumer("peer"), in_flight, settling: VecDeque::new() }))
     }
 }
 
@@ -56,10 +109,44 @@ struct PenstockProducer(Box<dyn channel::Producer>);
 
 impl Producer for PenstockProducer {
     fn commit(&mut self, _first_key: u64, events: &[Vec<u8>]) -> Result<(), String> {
-        let bytes = events.iter().map(|event| event.len() + 1).sum();
-        let mut batch = channel::EventBatch::with_capacity(events.len(), bytes);
-        events.iter().for_each(|event| batch.push_body(event));
-        self.0.put(batch).wait().map(drop).map_err(said)
+        self.0.put(batch_of(events)).wait().map(drop).map_err(said)
+    }
+}
+
+fn batch_of(events: &[Vec<u8>]) -> channel::EventBatch {
+    let bytes = events.iter().map(|event| event.len() + 1).sum();
+    let mut batch = channel::EventBatch::with_capacity(events.len(), bytes);
+    events.iter().for_each(|event| batch.push_body(event));
+    batch
+}
+
+struct PenstockConsumer {
+    consumer: Box<dyn channel::Consumer>,
+    in_flight: usize,
+    /// Events of each lease whose settlement is not yet durable.
+    settling: VecDeque<(usize, channel::Ticket<Result<(), channel::SettleError>>)>,
+}
+
+impl Consumer for PenstockConsumer {
+    fn take(&mut self, events: usize) -> Result<Option<usize>, String> {
+        let limits = channel::TakeLimits { events, bytes: TAKE_BYTES };
+        let lease = self.consumer.take(limits, TAKE_WAIT).wait().map_err(said)?;
+        let came = lease.event_count();
+        if came > 0 {
+            let bytes: usize = lease.iter().map(|(_, event)| event.body().len()).sum();
+            std::hint::black_box(bytes);
+            let settled = self.consumer.settle(vec![channel::Settlement::delivered(lease.ranges())]);
+            self.settling.push_back((came, settled));
+        }
+        let left = if came > 0 { self.in_flight - 1 } else { 0 };
+        let mut gone = None;
+        while self.settling.len() > left
+            && let Some((events, settled)) = self.settling.pop_front()
+        {
+            settled.wait().map_err(said)?;
+            gone = Some(gone.unwrap_or(0) + events);
+        }
+        Ok(if came > 0 { gone.or(Some(0)) } else { gone })
     }
 }
 
