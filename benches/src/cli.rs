@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Goals(crate::goals::Arguments),
     Backlog(crate::backlog::Arguments),
     Idle(crate::idle::Arguments),
+    Count(crate::count::Arguments),
+    Budget(crate::budget::Arguments),
 }
 
 /// Bytes, as `4096`, `64K`, `1M` or `2G` (powers of 1024).

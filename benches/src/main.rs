@@ -5,8 +5,10 @@
 //! they were reached is in `docs/performance.md`.
 
 mod backlog;
+mod budget;
 mod channel;
 mod cli;
+mod count;
 mod cpu;
 mod device;
 mod goals;
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         Command::Goals(arguments) => goals::run(&arguments),
         Command::Backlog(arguments) => backlog::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
+        Command::Count(arguments) => count::run(&arguments),
+        Command::Budget(arguments) => budget::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
