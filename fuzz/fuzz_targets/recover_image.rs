@@ -15,7 +15,7 @@ use wal::io::buffer::Buffer;
 use wal::io::sim::SimDisk;
 use wal::io::{Dir, durable};
 use wal::limits::{INCARNATION_HEADER, PAGE};
-use wal::log::slot_name;
+use wal::chore::slot_name;
 use wal::recover::known::Known;
 use wal::recover::scan::Depth;
 use wal::recover::{Purpose, read_log};

@@ -6,6 +6,7 @@
 
 pub mod calibrate;
 pub mod checksum;
+pub mod chore;
 pub mod device;
 pub mod format;
 pub mod io;

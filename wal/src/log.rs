@@ -12,13 +12,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use crate::chore::{Chore, ChoreDone, Place, slot_name};
 use crate::device::Device;
 use crate::format::frame::{self, FrameHeader, Mark};
 use crate::format::incarnation::{Fence, IncarnationHeader, KeyReference};
-use crate::io::buffer::Buffer;
-use crate::io::{Access, Dir, File, durable};
+use crate::io::{Access, Dir, File};
 use crate::limits::{
-    FENCES_MAX, FRAME_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, PAGE, SEGMENT_FIRST, SEGMENT_MAX, SEGMENT_MIN,
+    FENCES_MAX, FRAME_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, SEGMENT_FIRST, SEGMENT_MAX, SEGMENT_MIN,
 };
 use crate::planted::{self, Bug};
 use crate::seal::{ChannelKey, FrameKey, Random};
@@ -120,40 +120,6 @@ struct Prepared {
     file: Arc<dyn File>,
 }
 
-/// Work with files that must not happen under a lock.
-#[derive(Debug)]
-pub enum Chore {
-    /// Make a segment (or take a spare one) and write an incarnation header.
-    Prepare { header: IncarnationHeader, place: Place, reserve_bytes: u64 },
-    /// Make a spare segment: with it, settlements have room even when the disk is full.
-    Reserve { slot: u64, len: u64, reserve_bytes: u64 },
-    /// Make a spare segment out of one that was given back on a full disk, where space that comes free goes to anybody.
-    Renew { old: u64, slot: u64, len: u64 },
-    /// Remove a drained segment.
-    Remove { slot: u64 },
-    /// Find out whether a failed device takes writes again.
-    Probe,
-}
-
-#[derive(Debug)]
-pub enum Place {
-    /// A new file of the header's length.
-    New,
-    /// A drained file of the right length.
-    Spare(Arc<dyn File>),
-    /// Behind the frames of an earlier run, in a segment that has room left.
-    Behind(Arc<dyn File>),
-}
-
-/// How a chore ended.
-#[derive(Debug)]
-pub enum ChoreDone {
-    Prepared { header: IncarnationHeader, file: Arc<dyn File> },
-    Reserved { slot: u64, len: u64, file: Arc<dyn File> },
-    Removed,
-    Probed,
-}
-
 /// So many segments without events are given back together; a snapshot and its witness fill at most two.
 const BARE_SEGMENTS: usize = 4;
 
@@ -162,71 +128,6 @@ const BARE_SEGMENTS: usize = 4;
 const RESERVE: usize = RESERVE_OF_VERDICT + 2;
 /// Places that nothing but the verdict of a start takes: without it a full disk would not open again.
 const RESERVE_OF_VERDICT: usize = 1;
-
-pub const PROBE: &str = "probe";
-
-/// The file name of a slot.
-pub fn slot_name(slot: u64) -> String {
-    format!("segment-{slot:010}")
-}
-
-/// The slot number of a file name.
-pub fn slot_of(name: &str) -> Option<u64> {
-    name.strip_prefix("segment-")?.parse().ok().filter(|slot| slot_name(*slot) == name)
-}
-
-impl Chore {
-    /// Does the work. Blocks.
-    pub fn run(&self, dir: &dyn Dir) -> io::Result<ChoreDone> {
-        match self {
-            Chore::Prepare { header, place, reserve_bytes } => {
-                let file = match place {
-                    Place::New => allocate(dir, header.slot, header.segment_len, *reserve_bytes)?,
-                    Place::Spare(file) | Place::Behind(file) => Arc::clone(file),
-                };
-                let mut pages = Buffer::zeroed(INCARNATION_HEADER)?;
-                let page = header.encode();
-                pages[..PAGE].copy_from_slice(&page);
-                pages[PAGE..].copy_from_slice(&page);
-                if planted::is(Bug::SkipHeaderSync) {
-                    file.write_at(&pages, header.offset)?;
-                } else {
-                    // Half a header may be on disk now, which is more than a full disk: the log starts afresh elsewhere.
-                    let torn =
-                        |error: io::Error| io::Error::other(format!("write a header of slot {}: {error}", header.slot));
-                    file.write_durable_at(&pages, header.offset).map_err(torn)?;
-                }
-                Ok(ChoreDone::Prepared { header: header.clone(), file })
-            }
-            Chore::Reserve { slot, len, reserve_bytes } => {
-                let file = allocate(dir, *slot, *len, *reserve_bytes)?;
-                Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
-            }
-            Chore::Renew { old, slot, len } => {
-                let file = durable::renew(dir, &slot_name(*old), &slot_name(*slot), *len)?;
-                Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
-            }
-            Chore::Remove { slot } => {
-                durable::remove(dir, &slot_name(*slot))?;
-                Ok(ChoreDone::Removed)
-            }
-            Chore::Probe => {
-                durable::put(dir, PROBE, &[1; PAGE])?;
-                durable::remove(dir, PROBE)?;
-                Ok(ChoreDone::Probed)
-            }
-        }
-    }
-}
-
-fn allocate(dir: &dyn Dir, slot: u64, len: u64, reserve_bytes: u64) -> io::Result<Arc<dyn File>> {
-    let (free, needed) = (dir.free_bytes()?, len.saturating_add(reserve_bytes));
-    if free < needed {
-        let detail = format!("{}: {free} bytes are free; a segment and the reserve need {needed}", dir.name());
-        return Err(io::Error::new(io::ErrorKind::StorageFull, detail));
-    }
-    durable::put_zeroed(dir, &slot_name(slot), len)
-}
 
 /// The state of one log.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The durable channel without threads: every step is a method that takes the time and returns what to do.
 //!
 //! The shell (threads) and the simulator (one loop, one seed) drive the same code. Under the lock only descriptors and
-//! owners move; sealing, writing, reading and chores happen outside, in [`Job`], [`ReadJob`] and [`wal::log::Chore`].
+//! owners move; sealing, writing, reading and chores happen outside, in [`Job`], [`ReadJob`] and [`wal::chore::Chore`].
 //!
 //! ```text
 //! put ─► pending ─► gather ─► Job.seal ─► write ─► complete ─► queue, hot tail, answers
@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use wal::chore::{Chore, ChoreDone};
 use wal::device::Signal;
 use wal::limits::PAGE;
-use wal::log::{Chore, ChoreDone, Log};
+use wal::log::Log;
 use wal::planted::{self, Bug};
 use wal::recover::known::{Known, KnownSegment};
 use wal::seal::Random;

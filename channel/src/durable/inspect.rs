@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
+use wal::chore::slot_of;
 use wal::format::frame::{FrameHeader, HEADER, Mark as Place};
 use wal::format::identity::{Identity, Member};
 use wal::format::{Classified, Damage};
 use wal::io::{Access, Dir};
 use wal::limits::PAGE;
-use wal::log::slot_of;
 use wal::recover::known::Known;
 use wal::recover::scan::{Depth, first_header};
 use wal::recover::{Finding, KeyUse, LogScan, Purpose, RecoverError, ShortSegment, read_log};

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
+use wal::chore::slot_of;
 use wal::device::Device;
 use wal::format::frame::Mark as Place;
 use wal::format::identity::{Identity, Member};
@@ -15,7 +16,7 @@ use wal::format::{Classified, Damage};
 use wal::io::buffer::Buffer;
 use wal::io::{Access, Dir, durable};
 use wal::limits::{MEMBERS_MAX, PAGE};
-use wal::log::{Log, LogOptions, slot_of};
+use wal::log::{Log, LogOptions};
 use wal::planted::{self, Bug};
 use wal::recover::cases::{Case, Content};
 use wal::recover::known::Known;

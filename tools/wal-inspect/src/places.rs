@@ -94,7 +94,7 @@ fn resolve(given: &Path) -> PathBuf {
         fs::read_dir(path).is_ok_and(|entries| {
             entries.flatten().any(|entry| {
                 let name = entry.file_name();
-                name == "identity" || name.to_str().and_then(wal::log::slot_of).is_some()
+                name == "identity" || name.to_str().and_then(wal::chore::slot_of).is_some()
             })
         })
     };

@@ -15,13 +15,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use crate::chore::{slot_name, slot_of};
 use crate::format::frame::{FrameHeader, Mark};
 use crate::format::incarnation::Fence;
 use crate::format::section::{self, LogMark};
 use crate::format::{Classified, Damage};
 use crate::io::{Access, Dir, File};
 use crate::limits::{FENCES_MAX, IN_FLIGHT_MAX, INCARNATION_HEADER, PAGE};
-use crate::log::{Recovered, slot_of};
+use crate::log::Recovered;
 use crate::planted::{self, Bug};
 use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
@@ -319,7 +320,7 @@ impl LogScan {
 
     /// Takes in one segment; those after it are here already.
     fn take(&mut self, found: SlotScan, recovers: bool, visit: &mut Visit<'_>) -> Result<(), RecoverError> {
-        let file_name = crate::log::slot_name(found.slot);
+        let file_name = slot_name(found.slot);
         for incarnation in &found.incarnations {
             let (dir, file) = (self.dir.clone(), file_name.clone());
             match &incarnation.key {

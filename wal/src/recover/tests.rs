@@ -1,11 +1,12 @@
 //! Stories of crashes that recovery must survive twice: what it decides must still hold after the next crash.
 
 use super::*;
+use crate::chore::slot_name;
 use crate::device::Device;
 use crate::io::buffer::Buffer;
 use crate::io::sim::{Outcome, SimDisk, SimRandom};
 use crate::limits::SEGMENT_MIN;
-use crate::log::{FrameRequest, Log, LogOptions, Reservation, slot_name};
+use crate::log::{FrameRequest, Log, LogOptions, Reservation};
 
 const SEGMENT: u64 = SEGMENT_MIN + 4 * PAGE as u64;
 const LOG: [u8; 16] = [2; 16];

@@ -225,6 +225,6 @@ impl Stage {
     pub(super) fn rot(&self, index: usize, change: impl Fn(&mut Vec<u8>)) {
         let dir = format!("d{index}");
         let first = self.core.seats[index].log.segments().next().expect("a segment").slot;
-        self.disks[index].corrupt(&dir, &wal::log::slot_name(first), change);
+        self.disks[index].corrupt(&dir, &wal::chore::slot_name(first), change);
     }
 }

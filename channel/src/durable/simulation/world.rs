@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use wal::chore::Chore;
 use wal::device::Device;
 use wal::io::buffer::Buffer;
 use wal::io::real::{Backend, RealDir};
 use wal::io::sim::{Failure, Fault, Operation, Outcome as DiskOutcome, SimDisk, SimRandom, UNLIMITED};
 use wal::io::{Dir, durable};
 use wal::limits::OVERLAP_MIN;
-use wal::log::Chore;
 use wal::recover::RecoverError;
 use wal::seal::{ChannelKey, nonces};
 

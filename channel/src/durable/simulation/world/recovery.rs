@@ -1,8 +1,8 @@
 //! The end of a life and the start of the next one: what survived is opened and compared, and a last life must finish
 //! everything.
 
+use wal::chore::slot_name;
 use wal::io::sim::contains;
-use wal::log::slot_name;
 use wal::segment::Segment;
 
 use super::*;
