@@ -104,6 +104,7 @@ fn opened(rounds: &[Value]) -> Value {
         "rss_max_mib": spread("rss_max_mib"),
         "frames_read": rounds.last().map(|round| &round["frames_read"]),
         "segments_vouched_for": rounds.last().map(|round| &round["segments_vouched_for"]),
+        "footers_read": rounds.last().map(|round| &round["footers_read"]),
     })
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use channel::inspect::{Inspection, Looking, Which};
 use libfuzzer_sys::fuzz_target;
+use wal::chore::slot_name;
 use wal::format::frame::{AUTHENTICATED, FrameHeader, HEADER, Mark, stored_len};
 use wal::format::incarnation::{Fence, IncarnationHeader, KeyReference};
 use wal::format::section;
@@ -15,7 +16,6 @@ use wal::io::buffer::Buffer;
 use wal::io::sim::SimDisk;
 use wal::io::{Dir, durable};
 use wal::limits::{INCARNATION_HEADER, PAGE};
-use wal::chore::slot_name;
 use wal::recover::known::Known;
 use wal::recover::scan::Depth;
 use wal::recover::{Purpose, read_log};
@@ -204,17 +204,19 @@ fuzz_target!(|data: &[u8]| {
     let keys = [key];
     let witnessed = Mark { ordinal: input.small() % 4, offset: input.pages() };
     let purposes = [
-        Purpose::Recover,
+        Purpose::Recover { footers: true },
+        Purpose::Recover { footers: false },
         Purpose::Inspect { depth: Depth::Bodies, from_disk: false },
         Purpose::Inspect { depth: Depth::Headers, from_disk: false },
     ];
     for purpose in purposes {
         let read = || {
             let mut seen = Vec::new();
-            let scan = read_log(&*dir, LOG, CHANNEL, &keys, purpose, &Known::default(), &|_| true, &mut |header, kept| {
-                assert!(header.end() > header.offset);
-                seen.push((header.clone(), kept.to_vec()));
-            });
+            let scan =
+                read_log(&*dir, LOG, CHANNEL, &keys, purpose, &Known::default(), &|_| true, &mut |header, kept| {
+                    assert!(header.end() > header.offset);
+                    seen.push((header.clone(), kept.to_vec()));
+                });
             scan.map(|scan| (scan, seen))
         };
         let (Ok((scan, seen)), Ok((again, seen_again))) = (read(), read()) else { continue };

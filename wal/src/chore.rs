@@ -1,16 +1,18 @@
 //! Chores: the work of a log with files that must not happen under a lock.
 //!
-//! A log asks for one at a time ([`next_chore`](crate::log::Log::next_chore)) and hears how it ended. Nothing is decided here.
-//! has its length and its zeros before it has its name, and that a header is durable before it is reported.
+//! A log asks for one at a time ([`next_chore`](crate::log::Log::next_chore)) and hears how it ended. Nothing is
+//! decided here. Promises that a file has its length and its zeros before it has its name, and that a header is durable before it is reported.
 
 use std::io;
 use std::sync::Arc;
 
+use crate::format::frame::{self, FrameHeader};
 use crate::format::incarnation::IncarnationHeader;
 use crate::io::buffer::Buffer;
 use crate::io::{Dir, File, durable};
 use crate::limits::{INCARNATION_HEADER, PAGE};
 use crate::planted::{self, Bug};
+use crate::seal::FrameKey;
 
 pub const PROBE: &str = "probe";
 
@@ -33,6 +35,8 @@ pub enum Chore {
     Reserve { slot: u64, len: u64, reserve_bytes: u64 },
     /// Make a spare segment out of one that was given back on a full disk, where space that comes free goes to anybody.
     Renew { old: u64, slot: u64, len: u64 },
+    /// Write the last frame of a segment whose other frames are durable.
+    Footer { header: FrameHeader, body: Vec<u8>, key: Option<Arc<FrameKey>>, file: Arc<dyn File> },
     /// Remove a drained segment.
     Remove { slot: u64 },
     /// Find out whether a failed device takes writes again.
@@ -56,6 +60,7 @@ pub enum ChoreDone {
     Reserved { slot: u64, len: u64, file: Arc<dyn File> },
     Removed,
     Probed,
+    Footed,
 }
 
 impl Chore {
@@ -88,6 +93,20 @@ impl Chore {
             Chore::Renew { old, slot, len } => {
                 let file = durable::renew(dir, &slot_name(*old), &slot_name(*slot), *len)?;
                 Ok(ChoreDone::Reserved { slot: *slot, len: *len, file })
+            }
+            Chore::Footer { header, body, key, file } => {
+                let mut frame = Buffer::zeroed(header.stored_len as usize)?;
+                let (head, rest) = frame.split_at_mut(frame::HEADER);
+                let (sections, rest) = rest.split_at_mut(body.len());
+                header.encode_into(head);
+                sections.copy_from_slice(body);
+                if let Some(key) = key {
+                    let tag = key.seal(header.number, &head[..frame::AUTHENTICATED], sections);
+                    rest[..frame::TAG].copy_from_slice(&tag);
+                }
+                FrameHeader::seal_checksums(&mut frame);
+                file.write_durable_at(&frame, header.offset)?;
+                Ok(ChoreDone::Footed)
             }
             Chore::Remove { slot } => {
                 durable::remove(dir, &slot_name(*slot))?;

@@ -24,6 +24,10 @@ use crate::planted::{self, Bug};
 use crate::seal::{ChannelKey, FrameKey, Random};
 use crate::segment::{Incarnation, Segment};
 
+mod footer;
+
+pub use footer::FooterRequest;
+
 /// What a log needs to know once.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
@@ -103,6 +107,8 @@ struct InFlight {
 
 #[derive(Debug)]
 struct Open {
+    /// It stands alone in its segment, so that a footer can speak for it.
+    alone: bool,
     ordinal: u64,
     incarnation: u64,
     next_offset: u64,
@@ -138,6 +144,10 @@ pub struct Log {
     failure: Option<String>,
     segments: VecDeque<Segment>,
     open: Option<Open>,
+    /// Segments of which no footer is written yet, oldest first.
+    without_footer: VecDeque<Open>,
+    /// Bytes that frames leave free for the footer of their segment.
+    footer_room: usize,
     ready: Option<Prepared>,
     /// A chore is out.
     busy: bool,
@@ -185,6 +195,12 @@ pub struct Recovered {
     pub resume: Option<(u64, u64)>,
 }
 
+impl Open {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.next_offset + bytes as u64 <= self.segment_end
+    }
+}
+
 impl Log {
     pub fn new(mut options: LogOptions, device: Arc<Device>, recovered: Recovered) -> Log {
         assert!((SEGMENT_MIN..=SEGMENT_MAX).contains(&options.segment_len));
@@ -202,6 +218,8 @@ impl Log {
             failure: None,
             segments: recovered.segments.into(),
             open: None,
+            without_footer: VecDeque::new(),
+            footer_room: footer::room_for(options.segment_len, 0),
             ready: None,
             busy: false,
             blocked: None,
@@ -314,8 +332,10 @@ impl Log {
             self.wanted = self.wanted.max(stored_len);
             return Err(Refused::NeedsSegment);
         }
-        let needed = (stored_len + request.leaves) as u64;
-        if self.open.as_ref().is_none_or(|open| open.next_offset + needed > open.segment_end) {
+        let needed = stored_len + request.leaves;
+        let fits = self.open.as_ref().is_some_and(|open| open.has_room(needed));
+        // Without a place to go to, frames are worth more than a footer.
+        if !fits || (self.would_take_footer_room(needed) && self.can_roll(stored_len, takes_events)) {
             self.roll(stored_len, takes_events)?;
         }
         let open = self.open.as_mut().expect("rolled to an incarnation with room");
@@ -363,27 +383,32 @@ impl Log {
         Ok(reservation)
     }
 
-    /// Turns to the prepared segment.
-    fn roll(&mut self, stored_len: usize, takes_events: bool) -> Result<(), Refused> {
+    /// Whether a frame may go to the prepared segment.
+    fn can_roll(&self, stored_len: usize, takes_events: bool) -> bool {
         // Events leave the reserve alone, so that settlements, and with them the way out of a full disk, have room. The
         // first segment of all does not wait for it: nothing is there to be settled.
         let spends_reserve = self.spares.len() < RESERVE && !self.segments.is_empty();
-        if takes_events && spends_reserve && !planted::is(Bug::SpendLastSpare) {
-            self.wanted = self.wanted.max(stored_len);
-            return Err(Refused::NeedsSegment);
-        }
         let fits = |prepared: &Prepared| {
             prepared.header.offset + (INCARNATION_HEADER + stored_len) as u64 <= prepared.header.segment_len
         };
-        if !self.ready.as_ref().is_some_and(fits) {
+        let may = !(takes_events && spends_reserve) || planted::is(Bug::SpendLastSpare);
+        may && self.ready.as_ref().is_some_and(fits)
+    }
+
+    /// Turns to the prepared segment.
+    fn roll(&mut self, stored_len: usize, takes_events: bool) -> Result<(), Refused> {
+        if !self.can_roll(stored_len, takes_events) {
             self.wanted = self.wanted.max(stored_len);
             return Err(Refused::NeedsSegment);
         }
         let prepared = self.ready.take().expect("it was just looked at");
-        let previous_end = self.open.as_ref().map_or(0, |open| open.next_offset);
+        let before = self.open.take();
+        let previous_end = before.as_ref().map_or(0, |open| open.next_offset);
+        self.without_footer.extend(before.filter(|before| before.alone));
         self.enlist(&prepared);
         let header = prepared.header;
         self.open = Some(Open {
+            alone: header.offset == 0,
             ordinal: header.ordinal,
             incarnation: header.incarnation,
             next_offset: header.offset + INCARNATION_HEADER as u64,
@@ -464,6 +489,7 @@ impl Log {
         // An unsealed header may be on disk already; nothing was submitted under it.
         let mut touched: Vec<(u64, u64)> =
             self.in_flight.iter().map(|frame| (frame.ordinal, frame.incarnation)).collect();
+        self.without_footer.clear();
         let is_verdict = self.open.is_none();
         if let Some(open) = self.open.take() {
             touched.push((open.ordinal, open.incarnation));
@@ -495,7 +521,7 @@ impl Log {
         let has_place = self.wants_segment(needed) && self.has_place();
         !self.busy
             && self.failure.is_none()
-            && (!self.removals.is_empty() || !self.renewals.is_empty() || allocates || has_place)
+            && (!self.removals.is_empty() || !self.renewals.is_empty() || allocates || has_place || self.owes_footer())
     }
 
     /// Whether a segment can be prepared without allocating one.
@@ -536,8 +562,7 @@ impl Log {
 
     /// Whether a frame of `stored_len` bytes without events finds room at once.
     pub fn has_room(&self, stored_len: usize) -> bool {
-        let fits = |open: &Open| open.next_offset + stored_len as u64 <= open.segment_end;
-        self.open.as_ref().is_some_and(fits) || self.ready.is_some()
+        self.open.as_ref().is_some_and(|open| open.has_room(stored_len)) || self.ready.is_some()
     }
 
     fn wants_segment(&self, needed: bool) -> bool {
@@ -679,6 +704,7 @@ impl Log {
                 }
                 self.spares.push((slot, len, file));
             }
+            (_, Ok(ChoreDone::Footed)) => {}
             // There is space again.
             (_, Ok(ChoreDone::Removed)) => self.blocked = None,
             (_, Ok(ChoreDone::Probed)) => {
@@ -689,6 +715,7 @@ impl Log {
                     self.blocked = None;
                 }
             }
+            (Chore::Footer { .. }, Err(error)) => self.device.fail(self.epoch, &error.to_string()),
             (chore @ (Chore::Prepare { .. } | Chore::Reserve { .. } | Chore::Renew { .. }), Err(error)) => {
                 self.blocked = Some(error.to_string());
                 let new = matches!(chore, Chore::Prepare { place: Place::New, .. } | Chore::Reserve { .. });

@@ -101,6 +101,12 @@ bugs! {
     CheckpointVouchesForOpen,
     /// A checkpoint spares the frames that say which segments were given back, and does not say it itself.
     ForgetOldest,
+    /// A segment gets its footer while frames of it are on their way.
+    FooterAheadOfFrames,
+    /// A footer does not say what the frames of its segment settled.
+    FooterForgetsSettlements,
+    /// A footer spares the frames that say which segments were given back, and does not say it itself.
+    FooterForgetsOldest,
     /// A checkpoint leaves out events that are with consumers.
     CheckpointForgetsLeases,
 

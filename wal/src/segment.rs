@@ -23,6 +23,8 @@ pub struct Segment {
     /// Events in it lie in `first_seq .. end_seq`; equal when there are none.
     pub first_seq: u64,
     pub end_seq: u64,
+    /// Where the frames of the segment with the ordinal before this one ended, if the run that began this one wrote it.
+    pub previous_end: u64,
     index: Vec<IndexEntry>,
     /// Exactly which events it holds.
     ranges: Spans,
@@ -60,6 +62,7 @@ impl Segment {
             incarnations: Vec::new(),
             first_seq: 0,
             end_seq: 0,
+            previous_end: 0,
             index: Vec::new(),
             ranges: Spans::default(),
         }
@@ -67,6 +70,7 @@ impl Segment {
 
     /// Takes note of a frame, in order of offsets.
     pub fn note(&mut self, header: &FrameHeader) {
+        self.previous_end = self.previous_end.max(header.previous_end);
         if let Some(incarnation) = self.incarnations.last_mut()
             && incarnation.id == header.incarnation
         {
@@ -127,12 +131,12 @@ impl Segment {
         self.ranges.iter().find(|(start, end)| (*start..*end).contains(&seq))
     }
 
-    /// The sparse index as (event, offset), for a checkpoint.
+    /// The sparse index as (event, offset), for a checkpoint or a footer.
     pub(crate) fn index_entries(&self) -> impl Iterator<Item = (u64, u64)> {
         self.index.iter().map(|entry| (entry.seq, entry.offset))
     }
 
-    /// Takes over what a checkpoint remembers.
+    /// Takes over what a checkpoint or a footer remembers.
     pub(crate) fn restore(&mut self, ranges: &[(u64, u64)], index: &[(u64, u64)]) {
         self.first_seq = ranges.first().map_or(0, |(start, _)| *start);
         self.end_seq = ranges.last().map_or(0, |(_, end)| *end);

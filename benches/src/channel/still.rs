@@ -173,6 +173,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Value, String> {
     result["ready_s"] = json!(rounded(opened.ready.as_secs_f64()));
     result["frames_read"] = json!(recovery.frames);
     result["segments_vouched_for"] = json!(recovery.vouched_segments);
+    result["footers_read"] = json!(recovery.footed_segments);
     if arguments.kill {
         std::mem::forget(opened.channel);
     }

@@ -339,6 +339,11 @@ impl Core {
 
     /// File work for a log.
     pub(crate) fn next_chore(&mut self, index: usize, now: Duration, now_ms: u64) -> Option<Chore> {
+        let footer = self.next_footer(index, now_ms);
+        if footer.is_some() {
+            self.seats[index].owes_since.get_or_insert(now);
+            return footer;
+        }
         let seat = &mut self.seats[index];
         let retry = seat.retry_at.is_some_and(|at| at <= now);
         let chore = seat.log.next_chore(&*self.random, seat.needs_segment, retry, now_ms);

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-use wal::chore::slot_of;
+use wal::chore::{slot_name, slot_of};
 use wal::format::frame::{FrameHeader, HEADER, Mark as Place};
 use wal::format::identity::{Identity, Member};
 use wal::format::{Classified, Damage};
@@ -361,7 +361,10 @@ impl Content {
                     Some(content.written_ms.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
                 own.take(header, kept);
             })?;
-        content.malformed = own.malformed.take();
+        let wrong_footer = content.scan.wrong_footers.first();
+        content.malformed = own.malformed.take().or_else(|| {
+            wrong_footer.map(|slot| format!("the footer of {} does not say what its frames hold", slot_name(*slot)))
+        });
         content.unknown_section = own.unknown;
         found.merge(own);
         Ok(content)

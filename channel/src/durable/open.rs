@@ -51,6 +51,8 @@ pub(crate) struct OpenSettings {
     /// All keys that old frames may need.
     pub(crate) keys: Vec<ChannelKey>,
     pub(crate) on_damage: OnDamage,
+    /// Whether a start may believe footers instead of reading segments.
+    pub(crate) footers: bool,
 }
 
 /// What to do when acknowledged events are damaged.
@@ -137,6 +139,8 @@ pub struct Recovery {
     pub bytes_read: u64,
     /// Segments that a checkpoint vouched for, so that they were not read.
     pub vouched_segments: u64,
+    /// Segments of which nothing but the footer was read.
+    pub footed_segments: u64,
     /// Places where unacknowledged writes were torn.
     pub torn: u64,
     /// Whole frames that nothing proves to have been acknowledged; their transactions are kept.
@@ -166,6 +170,7 @@ pub(crate) fn open(
     for (scan, ends) in scans.iter().zip(ends) {
         recovery.frames += scan.frames;
         recovery.bytes_read += scan.bytes_read;
+        recovery.footed_segments += scan.footed;
         let mark = witnessed[&scan.log];
         recovery.unproven_frames += ends.iter().filter(|end| **end > mark).count() as u64;
         // Segments are allocated whole, so whatever cut one may have cut the evidence off with it.
@@ -258,7 +263,7 @@ fn read_all(
             identity.log,
             identity.channel,
             &settings.keys,
-            Purpose::Recover,
+            Purpose::Recover { footers: settings.footers },
             known,
             &|kind| kind != TRANSACTION,
             &mut |header, kept| own.take(header, kept),
@@ -274,6 +279,7 @@ fn read_all(
             return Err(OpenError::Malformed { dir: dir.name(), what });
         }
         vouched += scan.vouched;
+        scan.footed_ranges().for_each(|(start, end)| own.coverage.insert(SeqRange::new(start, end)));
         ends.push(std::mem::take(&mut own.ends));
         found.merge(own);
         scans.push(scan);

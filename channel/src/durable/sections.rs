@@ -19,7 +19,7 @@ pub(crate) const SNAPSHOT: u16 = 19;
 
 /// Whether this build reads a kind of section.
 pub(crate) fn is_known(kind: u16) -> bool {
-    matches!(kind, section::MARKS | TRANSACTION | SETTLEMENT | NOTES | SNAPSHOT)
+    matches!(kind, section::MARKS | section::FOOTER | TRANSACTION | SETTLEMENT | NOTES | SNAPSHOT)
 }
 
 /// What a settled run was settled as: the books depend on it.

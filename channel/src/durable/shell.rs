@@ -249,6 +249,7 @@ impl DurableChannel {
             key: options.key.clone(),
             keys,
             on_damage: options.on_damage,
+            footers: true,
         };
         let checkpoint_dir: Arc<dyn Dir> = match &options.checkpoint_dir {
             None => Arc::clone(&dirs[0].dir),
@@ -267,6 +268,7 @@ impl DurableChannel {
             queued = recovery.queued_events,
             frames = recovery.frames,
             vouched_segments = recovery.vouched_segments,
+            footed_segments = recovery.footed_segments,
             torn = recovery.torn,
             unproven_frames = recovery.unproven_frames,
             lost = recovery.lost_events,

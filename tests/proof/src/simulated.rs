@@ -91,6 +91,8 @@ pub(crate) fn random(budget: &Budget) -> Tally {
         ("rolls", report.rolls),
         ("torn places", report.torn),
         ("checkpoints", report.checkpoints),
+        ("segments vouched for", report.vouched),
+        ("footers read", report.footed),
         ("events of a median cycle", u64::from(events)),
         ("rolls of a median cycle", u64::from(rolls)),
     ]);

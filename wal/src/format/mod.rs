@@ -3,6 +3,7 @@
 //! Each structure keeps its byte table as a `LAYOUT`, which encodes, decodes and is compared with the document by a
 //! test. All numbers are little-endian.
 
+pub mod footer;
 pub mod frame;
 pub mod identity;
 pub mod incarnation;

@@ -5,7 +5,7 @@
 //! | kind | flags | len   | payload … |
 //! ```
 //! A section whose kind this build does not know is skipped when its flag says *optional*, and refused otherwise. The
-//! payloads belong to whoever owns the kind (`docs/format.md` has the register); only `MARKS` is the log's own.
+//! payloads belong to whoever owns the kind (`docs/format.md` has the register); `MARKS` and `FOOTER` are the log's own.
 
 use super::Damage;
 use super::frame::Mark;
@@ -18,6 +18,9 @@ pub const OPTIONAL: u16 = 1;
 
 /// How far other logs of the channel were durable: the witness's own section.
 pub const MARKS: u16 = 1;
+
+/// What a segment holds: in the last frame of a sealed one. `footer.rs` has the payload.
+pub const FOOTER: u16 = 2;
 
 const MARK_LEN: usize = 32;
 

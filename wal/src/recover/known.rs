@@ -30,6 +30,7 @@ pub struct KnownSegment {
     pub ordinal: u64,
     pub slot: u64,
     pub len: u64,
+    previous_end: u64,
     /// Exactly which events it holds, as (start, end).
     ranges: Vec<(u64, u64)>,
     incarnations: Vec<KnownIncarnation>,
@@ -63,6 +64,7 @@ impl KnownSegment {
             ordinal: segment.ordinal,
             slot: segment.slot,
             len: segment.len,
+            previous_end: segment.previous_end,
             ranges: segment.ranges().iter().collect(),
             incarnations: segment.incarnations.iter().map(incarnation).collect(),
             index: segment.index_entries().collect(),
@@ -98,13 +100,14 @@ impl KnownSegment {
                 holes: known.holes.clone(),
             });
         }
+        segment.previous_end = self.previous_end;
         segment.restore(&self.ranges, &self.index);
         Some(segment)
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut put = |numbers: &[u64]| numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
-        put(&[self.ordinal, self.slot, self.len]);
+        put(&[self.ordinal, self.slot, self.len, self.previous_end]);
         put(&[self.incarnations.len() as u64, self.index.len() as u64, self.ranges.len() as u64]);
         for (one, other) in self.index.iter().chain(&self.ranges) {
             put(&[*one, *other]);
@@ -121,7 +124,7 @@ impl KnownSegment {
 
     pub fn decode(bytes: &[u8], at: &mut usize) -> Result<KnownSegment, Damage> {
         let mut number = || take_number(bytes, at);
-        let (ordinal, slot, len) = (number()?, number()?, number()?);
+        let (ordinal, slot, len, previous_end) = (number()?, number()?, number()?, number()?);
         let (incarnation_count, index_count, range_count) = (number()?, number()?, number()?);
         if incarnation_count.max(index_count).max(range_count) > PARTS_MAX {
             return Err(Damage::Value("segment"));
@@ -151,7 +154,7 @@ impl KnownSegment {
             let seal = (!key_id.is_empty()).then_some((key_id, salt));
             incarnations.push(KnownIncarnation { id, start, end, seal, holes });
         }
-        Ok(KnownSegment { ordinal, slot, len, ranges, incarnations, index })
+        Ok(KnownSegment { ordinal, slot, len, previous_end, ranges, incarnations, index })
     }
 }
 
@@ -182,6 +185,7 @@ mod tests {
             ordinal: 3,
             slot: 4,
             len: 5,
+            previous_end: 6,
             ranges: vec![(6, 7), (9, 12)],
             incarnations: vec![incarnation(None), incarnation(Some(("k1".to_owned(), [9; 32])))],
             index: vec![(6, 8192)],

@@ -16,8 +16,9 @@ use std::io;
 use std::sync::Arc;
 
 use crate::chore::{slot_name, slot_of};
+use crate::format::footer::Footer;
 use crate::format::frame::{FrameHeader, Mark};
-use crate::format::incarnation::Fence;
+use crate::format::incarnation::{Fence, IncarnationHeader};
 use crate::format::section::{self, LogMark};
 use crate::format::{Classified, Damage};
 use crate::io::{Access, Dir, File};
@@ -28,7 +29,7 @@ use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
 use known::{Known, KnownSegment};
-use scan::{Depth, IncarnationScan, KeyState, SlotScan, scan_slot};
+use scan::{Depth, FrameScan, IncarnationScan, KeyState, SlotScan, scan_slot};
 
 /// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,10 @@ pub struct LogScan {
     pub bytes_read: u64,
     /// Segments taken from a checkpoint, unread.
     pub vouched: u64,
+    /// Segments taken from their footers, unread.
+    pub footed: u64,
+    /// Slots whose footer says something else than the whole frames before it.
+    pub wrong_footers: Vec<u64>,
     /// What each key encrypts, by its id; `None` is for plain frames.
     pub key_uses: BTreeMap<Option<String>, KeyUse>,
     /// Files that carry a segment's name and belong to another channel or directory. Recovery refuses them.
@@ -128,7 +133,10 @@ impl KeyAccess {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// To serve it: from the disk, not from the page cache, and only if every frame can be opened.
-    Recover,
+    Recover {
+        /// Segments whose footer can be believed are not read. Without them everything is, and comes to the same.
+        footers: bool,
+    },
     /// To look at it, perhaps while another process writes it. Nothing is written, synced or decided; what is locked
     /// or belongs elsewhere is counted and passed by.
     Inspect {
@@ -151,9 +159,9 @@ struct Spare {
 #[derive(Debug)]
 struct ScannedSegment {
     segment: Segment,
+    /// None where the frames were not read.
     incarnations: Vec<Outline>,
-    /// What the frames say of the end of the segment before.
-    previous_end: u64,
+    footed: bool,
 }
 
 /// An incarnation without its frames.
@@ -191,10 +199,10 @@ pub fn read_log(
     let failed = |action: &str, error| RecoverError::Io { dir: name.clone(), action: action.to_owned(), error };
     let mut scan = LogScan::empty(log, &name);
     scan.oldest_ordinal = known.oldest_ordinal;
-    let recovers = purpose == Purpose::Recover;
-    let (depth, from_disk) = match purpose {
-        Purpose::Recover => (Depth::Bodies, true),
-        Purpose::Inspect { depth, from_disk } => (depth, from_disk),
+    let recovers = matches!(purpose, Purpose::Recover { .. });
+    let (depth, from_disk, footers) = match purpose {
+        Purpose::Recover { footers } => (Depth::Bodies, true, footers),
+        Purpose::Inspect { depth, from_disk } => (depth, from_disk, false),
     };
     let mut slots = Vec::new();
     if recovers {
@@ -258,7 +266,10 @@ pub fn read_log(
                     && let Some(segment) = known.attach(Arc::clone(&file), keys)
                 {
                     scan.vouched += 1;
-                    scan.segments.push(ScannedSegment { segment, incarnations: Vec::new(), previous_end: 0 });
+                    scan.segments.push(ScannedSegment { segment, incarnations: Vec::new(), footed: false });
+                    continue;
+                }
+                if footers && scan.take_footer(&file, slot, len, &header, keys, keep, visit) {
                     continue;
                 }
                 let found = scan_slot(file, slot, len, &header, keys, depth, keep)
@@ -312,6 +323,8 @@ impl LogScan {
             frames: 0,
             bytes_read: 0,
             vouched: 0,
+            footed: 0,
+            wrong_footers: Vec::new(),
             key_uses: BTreeMap::new(),
             strays: Vec::new(),
             short: Vec::new(),
@@ -337,7 +350,6 @@ impl LogScan {
         self.bytes_read += found.len;
         let mut segment = Segment::new(found.ordinal, found.slot, found.len, found.file);
         let mut outlines = Vec::new();
-        let mut previous_end = 0;
         for incarnation in found.incarnations {
             let IncarnationScan { header, start, frames, gaps, tail, tail_end, key } = incarnation;
             let fences: Vec<Fence> = self.fences_of(found.ordinal, header.incarnation).collect();
@@ -352,6 +364,7 @@ impl LogScan {
                 key: if let KeyState::Here(key) = key { Some(key) } else { None },
                 holes: gaps.iter().map(|gap| (gap.start, gap.end)).collect(),
             });
+            let is_whole = gaps.is_empty();
             let outline = Outline {
                 id: header.incarnation,
                 in_flight_max: header.in_flight_max,
@@ -367,14 +380,14 @@ impl LogScan {
                 let header = &frame.header;
                 self.frames += 1;
                 // What a frame testifies is true even if the frame itself does not count.
-                self.mark(self.log, header.durable);
-                previous_end = previous_end.max(header.previous_end);
-                for kept in frame.kept.iter().filter(|kept| kept.kind == section::MARKS) {
-                    for LogMark { log, mark } in section::decode_marks(&kept.payload).unwrap_or_default() {
-                        self.mark(log, mark);
-                    }
-                }
+                self.mark_all(&frame);
+                segment.previous_end = segment.previous_end.max(header.previous_end);
                 if fences.iter().all(|fence| fence_says(fence, header.offset) != FenceSays::Cut) {
+                    let footer = frame.kept.iter().find(|kept| kept.kind == section::FOOTER);
+                    if is_whole && footer.is_some_and(|kept| Footer::decode(&kept.payload) != Ok(Footer::of(&segment)))
+                    {
+                        self.wrong_footers.push(found.slot);
+                    }
                     // It gives segments back with the snapshot it holds, so not without it.
                     self.oldest_ordinal = self.oldest_ordinal.max(header.oldest_ordinal);
                     segment.note(header);
@@ -382,8 +395,68 @@ impl LogScan {
                 }
             }
         }
-        self.segments.push(ScannedSegment { segment, incarnations: outlines, previous_end });
+        self.segments.push(ScannedSegment { segment, incarnations: outlines, footed: false });
         Ok(())
+    }
+
+    /// Takes in one segment by its footer, if it has one that can be believed; those after it are here already, and the
+    /// next one says where it stands. A segment that a start decided about is read.
+    #[expect(clippy::too_many_arguments, reason = "what a segment is made of, and what it is read with")]
+    fn take_footer(
+        &mut self,
+        file: &Arc<dyn File>,
+        slot: u64,
+        len: u64,
+        first: &IncarnationHeader,
+        keys: &[ChannelKey],
+        keep: &dyn Fn(u16) -> bool,
+        visit: &mut Visit<'_>,
+    ) -> bool {
+        let next = self.segments.last().map(|found| &found.segment);
+        let Some(next) = next.filter(|next| next.ordinal == first.ordinal + 1) else { return false };
+        if self.fences_of(first.ordinal, first.incarnation).next().is_some() {
+            return false;
+        }
+        let Some((frame, footer)) = scan::footer_at(&**file, len, first, next.previous_end, keys, keep) else {
+            return false;
+        };
+        let header = &frame.header;
+        let mut segment = Segment::new(first.ordinal, slot, len, Arc::clone(file));
+        segment.incarnations.push(Incarnation {
+            id: first.incarnation,
+            start: first.offset + INCARNATION_HEADER as u64,
+            end: header.end(),
+            encrypted: first.key.is_some(),
+            key: scan::key_of(first, keys),
+            seal: first.key.as_ref().map(|key| (key.id.clone(), first.salt)),
+            holes: Vec::new(),
+        });
+        segment.previous_end = header.previous_end;
+        segment.restore(&footer.ranges, &footer.index);
+        self.fences.extend(&first.fences);
+        self.mark_all(&frame);
+        self.oldest_ordinal = self.oldest_ordinal.max(header.oldest_ordinal);
+        self.frames += 1;
+        self.bytes_read += u64::from(header.stored_len);
+        self.footed += 1;
+        visit(header, &frame.kept);
+        self.segments.push(ScannedSegment { segment, incarnations: Vec::new(), footed: true });
+        true
+    }
+
+    /// Events that frames hold which were not read, because a footer speaks for them.
+    pub fn footed_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.segments.iter().filter(|found| found.footed).flat_map(|found| found.segment.ranges().iter())
+    }
+
+    /// What a frame testifies of this log and of others.
+    fn mark_all(&mut self, frame: &FrameScan) {
+        self.mark(self.log, frame.header.durable);
+        for kept in frame.kept.iter().filter(|kept| kept.kind == section::MARKS) {
+            for LogMark { log, mark } in section::decode_marks(&kept.payload).unwrap_or_default() {
+                self.mark(log, mark);
+            }
+        }
     }
 
     fn note_key(&mut self, incarnation: &IncarnationScan) {
@@ -435,7 +508,7 @@ impl LogScan {
     fn successor_says(&self, index: usize) -> u64 {
         let next_ordinal = self.segments[index].segment.ordinal + 1;
         let next = self.segments.get(index + 1).filter(|next| next.segment.ordinal == next_ordinal);
-        next.map_or(0, |next| next.previous_end)
+        next.map_or(0, |next| next.segment.previous_end)
     }
 
     /// Decides about every place that is not whole. `witnessed` is the highest mark that any log has of this one.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Kept;
 use super::cases::Content;
+use crate::format::footer::Footer;
 use crate::format::frame::{self, FrameHeader};
 use crate::format::incarnation::IncarnationHeader;
 use crate::format::section;
@@ -20,6 +21,9 @@ const CHUNK: usize = 1 << 20;
 
 /// Bytes read at once where only headers are wanted: more would read the bodies after all.
 const CHUNK_OF_HEADERS: usize = 4 * PAGE;
+
+/// Bytes read at once where a footer stands: most are one or two pages.
+const CHUNK_OF_FOOTERS: usize = 16 * PAGE;
 
 /// How closely each frame is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +186,11 @@ fn key_state(header: &IncarnationHeader, keys: &[ChannelKey]) -> KeyState {
     if check == reference.check { KeyState::Here(Arc::new(frame_key)) } else { KeyState::Wrong(reference.id.clone()) }
 }
 
+/// The key of the frames behind `header`, if it is given.
+pub(super) fn key_of(header: &IncarnationHeader, keys: &[ChannelKey]) -> Option<Arc<FrameKey>> {
+    if let KeyState::Here(key) = key_state(header, keys) { Some(key) } else { None }
+}
+
 /// Reads the segment that starts with `first`.
 pub fn scan_slot(
     file: Arc<dyn File>,
@@ -237,6 +246,33 @@ pub fn scan_slot(
     }
     incarnations.push(current);
     Ok(SlotScan { slot, ordinal: first.ordinal, len, file: Arc::clone(&file), incarnations })
+}
+
+/// The footer at `offset` of the segment that starts with `first`, with its frame; `None` when there is none that can be
+/// believed.
+pub(super) fn footer_at(
+    file: &dyn File,
+    len: u64,
+    first: &IncarnationHeader,
+    offset: u64,
+    keys: &[ChannelKey],
+    keep: &dyn Fn(u16) -> bool,
+) -> Option<(FrameScan, Footer)> {
+    let start = first.offset + INCARNATION_HEADER as u64;
+    if offset < start || !offset.is_multiple_of(PAGE as u64) || offset + PAGE as u64 > len {
+        return None;
+    }
+    let mut window = Window::new(file, len, CHUNK_OF_FOOTERS).ok()?;
+    let key = key_state(first, keys);
+    let (frames, gaps) = (Vec::new(), Vec::new());
+    let current =
+        IncarnationScan { header: first.clone(), start, frames, gaps, tail: Content::Zero, tail_end: len, key };
+    let keep = |kind| kind == section::FOOTER || keep(kind);
+    let Found::Frame(frame) = look(&mut window, offset, &current, Depth::Bodies, &keep) else { return None };
+    let payload = &frame.kept.iter().find(|kept| kept.kind == section::FOOTER)?.payload;
+    let footer = Footer::decode(payload).ok()?;
+    let inside = footer.index.iter().all(|(_, at)| (start..offset).contains(at));
+    (inside && frame.header.seq_count == 0).then_some((*frame, footer))
 }
 
 fn worse(one: Content, other: Content) -> Content {

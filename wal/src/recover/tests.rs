@@ -16,7 +16,8 @@ fn read(disk: &SimDisk) -> LogScan {
 }
 
 fn read_with(disk: &SimDisk, known: &Known) -> LogScan {
-    read_log(&*disk.dir("d"), LOG, [1; 16], &[], Purpose::Recover, known, &|_| false, &mut |_, _| {}).unwrap()
+    read_log(&*disk.dir("d"), LOG, [1; 16], &[], Purpose::Recover { footers: true }, known, &|_| false, &mut |_, _| {})
+        .unwrap()
 }
 
 /// Opens the log as a channel would, which must find nothing lost.

@@ -4,11 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use wal::chore::Chore;
 use wal::device::WriteSlot;
 use wal::format::frame;
 use wal::format::section::LogMark;
 use wal::limits::{FRAME_TARGET, PAGE};
-use wal::log::{Completion, FrameRequest, Refused, Reservation};
+use wal::log::{Completion, FooterRequest, FrameRequest, Refused, Reservation};
 use wal::planted::{self, Bug};
 
 use super::{Answer, Core, RETRY_AFTER, WITNESS_AFTER};
@@ -222,6 +223,24 @@ impl Core {
         sections::append_snapshot(&mut encoded, &self.snapshot());
         sections::append_marks(&mut encoded, &self.marks());
         frame::stored_len(encoded.len(), true) + PAGE
+    }
+
+    /// What a sealed segment says of itself: all that its frames say is in a snapshot that is made after they are durable.
+    pub(super) fn next_footer(&mut self, index: usize, now_ms: u64) -> Option<Chore> {
+        if !self.seats[index].log.owes_footer() {
+            return None;
+        }
+        let mut encoded = Vec::new();
+        if !planted::is(Bug::FooterForgetsSettlements) {
+            sections::append_snapshot(&mut encoded, &self.snapshot());
+        }
+        sections::append_marks(&mut encoded, &self.marks());
+        self.seats[index].log.next_footer(FooterRequest {
+            sections: encoded,
+            durable_seq: self.queue.durable_seq(),
+            floor: self.queue.floor(),
+            now_ms,
+        })
     }
 
     /// All that must outlive segments.
@@ -446,6 +465,7 @@ mod tests {
             key: None,
             keys: Vec::new(),
             on_damage: OnDamage::Refuse,
+            footers: true,
         };
         let random = SimRandom::new(1);
         let (start, _) = open(&dirs, &settings, &random, 1, None).unwrap();

@@ -53,6 +53,7 @@ impl Stage {
             key: None,
             keys: Vec::new(),
             on_damage: OnDamage::Refuse,
+            footers: true,
         };
         let random = SimRandom::new(1);
         let (start, _) = open(&dirs, &settings, &random, 1, None)?;

@@ -16,7 +16,7 @@ use super::world::World;
 
 const BITS: u64 = 8;
 
-/// Two lives, rolls, settlements and a note in each, a backlog; stays below 64 KiB.
+/// Two lives, rolls, a footer, settlements and a note in each, a backlog; stays below 64 KiB.
 const HISTORY: &str =
     "seed 11 dirs 1 encrypted 0 segment-pages 6 depth 1 overlap 1 one-device 0 hot-tail 2000 capacity 10000
     put 0 2 300
@@ -41,6 +41,16 @@ const HISTORY: &str =
     chore
     gather 0
     sync 0
+    put 2 1 300
+    gather 0
+    chore
+    chore
+    chore
+    chore
+    gather 0
+    sync 0
+    chore
+    chore
     crash 0
     put 2 3 500
     gather 0
@@ -128,6 +138,9 @@ impl Fixture {
             world.apply(*step).expect("the fixture keeps its promises");
         }
         world.close().expect("the fixture closes");
+        let mut opened = world.fork();
+        opened.start().expect("the fixture opens");
+        assert!(checkpoint || opened.report().footed > 0, "a segment of the fixture has a footer");
         let (mut files, mut bits) = (Vec::new(), 0);
         for (dir, name, bytes) in world.platter() {
             files.push((dir, name, bits));

@@ -1,7 +1,9 @@
 //! Short runs of the simulation in the ordinary tests; the long ones are `cargo xtask prove`.
 
 use super::exhaustive::{SCENARIOS, crash_everywhere, fail_everywhere, scenario};
+use super::world::World;
 use super::*;
+use wal::format::frame::FrameHeader;
 use wal::io::sim::Failure;
 
 #[test]
@@ -20,6 +22,81 @@ fn one_seed_gives_one_history() {
     for seed in 0..20 {
         let plan = Plan::from_seed(seed);
         assert_eq!(simulate(&plan), simulate(&plan));
+    }
+}
+
+/// Two segments, written in one life.
+const SEALED: &str =
+    "seed 3 dirs 1 encrypted 0 segment-pages 6 depth 1 overlap 1 one-device 0 hot-tail 0 capacity 10000
+    put 0 2 300
+    gather 0
+    chore
+    chore
+    chore
+    chore
+    chore
+    chore
+    gather 0
+    sync 0
+    take 0 2
+    settle 0 3 1
+    gather 0
+    sync 0
+    put 1 2 300
+    gather 0
+    chore
+    chore
+    chore
+    chore
+    chore
+    chore
+    gather 0
+    sync 0
+    put 0 2 300
+    gather 0
+    chore
+    chore
+    chore
+    chore
+    chore
+    chore
+    gather 0
+    sync 0
+    put 1 2 300
+    gather 0
+    chore
+    chore
+    chore
+    chore
+    chore
+    chore
+    gather 0
+    sync 0";
+
+#[test]
+fn a_start_reads_footers_and_where_one_is_damaged_the_frames_instead() {
+    for encrypted in [false, true] {
+        let mut world = World::new(Plan { encrypted, ..scenario(SEALED) });
+        for step in scenario(SEALED).steps {
+            world.apply(step).unwrap();
+        }
+        world.close().unwrap();
+        let mut whole = world.fork();
+        assert!(whole.opens_and_holds().unwrap());
+        assert_eq!(whole.report().footed, 1);
+        let footers = |bytes: &[u8]| -> Vec<std::ops::Range<usize>> {
+            let pages = (0..bytes.len()).step_by(4096);
+            let headers = pages.filter_map(|at| FrameHeader::decode(&bytes[at..]).ok());
+            let footers = headers.filter(|header| header.witness && header.ordinal == 1);
+            footers.map(|header| header.offset as usize..header.end() as usize).collect()
+        };
+        let (dir, name, bytes) = world.platter().into_iter().find(|(_, _, bytes)| !footers(bytes).is_empty()).unwrap();
+        for at in footers(&bytes)[0].clone() {
+            let mut damaged = world.fork();
+            damaged.corrupt(&dir, &name, |bytes| bytes[at] ^= 16);
+            assert!(damaged.opens_and_holds().unwrap(), "byte {at}");
+            assert_eq!(damaged.report().footed, 0, "byte {at}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Steps the same [`Core`] as the threads do. After each crash it opens what survived, takes everything, compares it
 //! with the [`Model`], and gives everything back. A broken promise is an `Err` that names it.
 
+mod evidence;
 mod recovery;
 
 use std::cell::RefCell;
@@ -19,6 +20,7 @@ use wal::io::real::{Backend, RealDir};
 use wal::io::sim::{Failure, Fault, Operation, Outcome as DiskOutcome, SimDisk, SimRandom, UNLIMITED};
 use wal::io::{Dir, durable};
 use wal::limits::OVERLAP_MIN;
+use wal::log::Log;
 use wal::recover::RecoverError;
 use wal::seal::{ChannelKey, nonces};
 
@@ -26,7 +28,7 @@ use super::coverage::{Coverage, FaultKind, Phase};
 use super::model::{Known, Model, SECRET, Settled, body_of};
 use super::plan::{Plan, Step, Verb};
 use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits, Unavailable};
-use crate::durable::core::{Answer, Core, CoreOptions};
+use crate::durable::core::{Answer, Core, CoreOptions, Start};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
 use crate::durable::read::{Cursor, ReadJob};
@@ -57,6 +59,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// Segments that recovery did not read because of them.
     pub vouched: u64,
+    /// Segments of which it read the footer.
+    pub footed: u64,
     /// Events put and segments begun between two crashes.
     pub cycles: Vec<(u32, u32)>,
     pub coverage: Coverage,
@@ -82,6 +86,7 @@ impl Report {
         self.unproven += other.unproven;
         self.checkpoints += other.checkpoints;
         self.vouched += other.vouched;
+        self.footed += other.footed;
         self.cycles.extend(&other.cycles);
         self.coverage.add(&other.coverage);
     }
@@ -156,6 +161,8 @@ pub struct World {
     random: Arc<SimRandom>,
     pub(super) model: Model,
     pub(super) report: Report,
+    /// What the last start made of the disks.
+    outcome: Option<evidence::Outcome>,
     life: Option<Life>,
     phase: Phase,
     /// For each disk, how many more steps it takes no part.
@@ -203,6 +210,7 @@ impl World {
             random: Arc::new(SimRandom::new(plan.seed ^ 0xabcd)),
             model: Model::default(),
             report: Report::default(),
+            outcome: None,
             life: None,
             phase: Phase::Idle,
             stalled: vec![0; plan.dirs],
@@ -296,7 +304,8 @@ impl World {
         Ok(dir)
     }
 
-    fn open(&self) -> Result<(Core, Recovery), OpenError> {
+    /// Opens the directories: with all that spares reading, or by the frames alone.
+    fn open_dirs(&self, spares_reading: bool, random: &SimRandom) -> Result<(Start, Recovery), OpenError> {
         let overlap_min = if self.plan.overlap { 1 } else { OVERLAP_MIN };
         let device = |name: String| Device::with_overlap(name, self.plan.depth, overlap_min);
         let shared = device("all".to_owned());
@@ -319,9 +328,15 @@ impl World {
             key: self.key(),
             keys: vec![any_key()],
             on_damage: OnDamage::Refuse,
+            footers: spares_reading,
         };
         let checkpoint_dir = self.dir(0, CHECKPOINTS)?;
-        let (start, recovery) = open(&dirs, &settings, &*self.random, 1, Some(&*checkpoint_dir))?;
+        open(&dirs, &settings, random, 1, spares_reading.then_some(&*checkpoint_dir))
+    }
+
+    fn open(&mut self) -> Result<(Core, Recovery), OpenError> {
+        let (start, recovery) = self.open_dirs(true, &self.random)?;
+        self.outcome = Some(evidence::Outcome::of(&start, &recovery));
         let options = CoreOptions {
             name: "c1".to_owned(),
             capacity: self.plan.capacity,
@@ -340,6 +355,7 @@ impl World {
         self.report.torn += recovery.torn;
         self.report.unproven += recovery.unproven_frames;
         self.report.vouched += recovery.vouched_segments;
+        self.report.footed += recovery.footed_segments;
         let producers = (0..PRODUCERS).map(|_| core.handle()).collect();
         let consumers = (0..CONSUMERS).map(|_| core.handle()).collect();
         Ok(Life {

@@ -38,6 +38,7 @@ impl World {
             self.disks.iter().for_each(SimDisk::heal);
             self.restart_disks(DiskOutcome::ProcessKilled);
         }
+        let expected = self.by_frames_alone();
         let mut opened = self.start();
         if self.is_stopped() {
             return Ok(None);
@@ -49,6 +50,13 @@ impl World {
             opened = self.start();
         }
         let mut life = opened.map_err(|error| format!("does not open: {error}"))?;
+        match (expected, &self.outcome) {
+            (Some(Ok(expected)), Some(found)) if expected != *found => {
+                return Err(format!("what was not read changes what is found: {found:?} instead of {expected:?}"));
+            }
+            (Some(Err(error)), _) => return Err(format!("does not open by its frames alone: {error}")),
+            _ => {}
+        }
         let whole = self.inspect(&mut life)?;
         self.promises_of_disks()?;
         Ok(whole.then_some(life))
