@@ -5,6 +5,11 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
+/// CRC-32C of what `checksum` is that of, followed by `bytes`.
+pub fn crc32c_append(checksum: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(checksum, bytes)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod chore;
 pub mod device;
 pub mod format;
+pub mod frame_writer;
 pub mod io;
 pub mod keys;
 pub mod limits;

@@ -1,8 +1,8 @@
 //! A frame on its way to the disk: gathered and reserved under the lock, sealed and written outside of it.
 
 use wal::device::WriteSlot;
-use wal::format::frame::{self, FrameHeader};
 use wal::format::section;
+use wal::frame_writer::FrameWriter;
 use wal::io::buffer::Buffer;
 use wal::log::Reservation;
 
@@ -89,35 +89,21 @@ impl Job {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn sealed(&self) -> std::io::Result<Buffer> {
         let mut buffer = Buffer::zeroed(self.stored_len())?;
-        self.seal(&mut buffer);
+        self.seal(&mut buffer, &mut Vec::new());
         Ok(buffer)
     }
 
-    /// Makes of `buffer`, which is as long as the frame, the frame ready to write.
-    pub(crate) fn seal(&self, buffer: &mut Buffer) {
-        let header = &self.reservation.header;
-        header.encode_into(&mut buffer[..frame::HEADER]);
-        let mut at = frame::HEADER;
-        let mut put = |bytes: &[u8]| {
-            buffer[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        put(&self.sections);
+    /// Makes of `buffer`, which is as long as the frame, the frame ready to write. `plaintext` is where encryption works.
+    pub(crate) fn seal(&self, buffer: &mut Buffer, plaintext: &mut Vec<u8>) {
+        let Reservation { header, key, .. } = &self.reservation;
+        let mut frame = FrameWriter::new(header, key.as_deref(), plaintext, buffer);
+        frame.append(&self.sections);
         for pending in &self.puts {
-            put(&section::header(TRANSACTION, 0, pending.section_len() - section::HEADER));
-            put(&pending.prefix);
-            put(pending.batch.records());
+            frame.append(&section::header(TRANSACTION, 0, pending.section_len() - section::HEADER));
+            frame.append(&pending.prefix);
+            frame.append(pending.batch.records());
         }
-        let body_end = frame::HEADER + header.body_len as usize;
-        assert_eq!(at, body_end, "the body is as long as it was reserved");
-        buffer[body_end..].fill(0);
-        if let Some(key) = &self.reservation.key {
-            let (head, rest) = buffer.split_at_mut(frame::HEADER);
-            let (body, rest) = rest.split_at_mut(header.body_len as usize);
-            let tag = key.seal(header.number, &head[..frame::AUTHENTICATED], body);
-            rest[..frame::TAG].copy_from_slice(&tag);
-        }
-        FrameHeader::seal_checksums(buffer);
+        frame.finish();
     }
 
     /// The transactions with the numbers of their events.

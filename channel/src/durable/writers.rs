@@ -85,14 +85,14 @@ fn ended(shared: &Shared, written: impl IntoIterator<Item = (Job, io::Result<()>
 fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
     let signal = &shared.writes[index];
     let mut flying = BTreeMap::new();
-    let mut written = Vec::new();
+    let (mut written, mut plaintext) = (Vec::new(), Vec::new());
     loop {
         let seen = signal.count();
         while let Some((job, _)) = next_job(shared, index) {
             let (id, file) = (job.reservation.id, Arc::clone(&job.reservation.file));
             match ring.buffer(job.stored_len()) {
                 Ok(mut frame) => {
-                    job.seal(&mut frame);
+                    job.seal(&mut frame, &mut plaintext);
                     ring.write(id, &file, frame, job.reservation.header.offset);
                     flying.insert(id, job);
                 }
@@ -121,6 +121,7 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
 fn thread_loop(shared: &Shared, index: usize) {
     let signal = &shared.writes[index];
     let mut spare = Buffer::zeroed(FRAME_BUFFER).ok();
+    let mut plaintext = Vec::new();
     loop {
         let seen = signal.count();
         let Some((job, more)) = next_job(shared, index) else {
@@ -139,7 +140,7 @@ fn thread_loop(shared: &Shared, index: usize) {
         let (frame, result) = match kept.map_or_else(|| Buffer::zeroed(len.max(FRAME_BUFFER)), Ok) {
             Ok(mut frame) => {
                 frame.set_len(len);
-                job.seal(&mut frame);
+                job.seal(&mut frame, &mut plaintext);
                 let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
                 (Some(frame), result)
             }

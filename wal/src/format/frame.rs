@@ -113,9 +113,14 @@ impl FrameHeader {
     /// Fills in both checksums of a whole frame, padding included.
     pub fn seal_checksums(frame: &mut [u8]) {
         let body = crc32c(&frame[HEADER..]);
-        BODY_CHECKSUM.put(frame, &body.to_le_bytes());
-        let header = crc32c(&frame[..HEADER_CHECKSUM.offset]);
-        HEADER_CHECKSUM.put(frame, &header.to_le_bytes());
+        FrameHeader::seal_header(&mut frame[..HEADER], body);
+    }
+
+    /// Fills in both checksums of a header, given that of everything behind it, padding included.
+    pub fn seal_header(header: &mut [u8], body_checksum: u32) {
+        BODY_CHECKSUM.put(header, &body_checksum.to_le_bytes());
+        let checksum = crc32c(&header[..HEADER_CHECKSUM.offset]);
+        HEADER_CHECKSUM.put(header, &checksum.to_le_bytes());
     }
 
     /// Reads a header, checksum and values included. Place and body are the caller's to compare.

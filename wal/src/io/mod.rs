@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod durable;
 pub mod host;
+pub(crate) mod pour;
 #[cfg(any(test, feature = "sim"))]
 pub mod power;
 pub mod real;
