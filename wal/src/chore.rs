@@ -1,13 +1,15 @@
 //! Chores: the work of a log with files that must not happen under a lock.
 //!
-//! A log asks for one at a time ([`next_chore`](crate::log::Log::next_chore)) and hears how it ended. Nothing is
-//! decided here. Promises that a file has its length and its zeros before it has its name, and that a header is durable before it is reported.
+//! A log asks for one at a time ([`next_chore`](crate::log::Log::next_chore)) and hears how it ended. Nothing is decided
+//! here. Promises that a file has its length and its zeros before it has its name, and that a header is durable before it is
+//! reported.
 
 use std::io;
 use std::sync::Arc;
 
-use crate::format::frame::{self, FrameHeader};
+use crate::format::frame::FrameHeader;
 use crate::format::incarnation::IncarnationHeader;
+use crate::frame_writer::FrameWriter;
 use crate::io::buffer::Buffer;
 use crate::io::{Dir, File, durable};
 use crate::limits::{INCARNATION_HEADER, PAGE};
@@ -96,15 +98,10 @@ impl Chore {
             }
             Chore::Footer { header, body, key, file } => {
                 let mut frame = Buffer::zeroed(header.stored_len as usize)?;
-                let (head, rest) = frame.split_at_mut(frame::HEADER);
-                let (sections, rest) = rest.split_at_mut(body.len());
-                header.encode_into(head);
-                sections.copy_from_slice(body);
-                if let Some(key) = key {
-                    let tag = key.seal(header.number, &head[..frame::AUTHENTICATED], sections);
-                    rest[..frame::TAG].copy_from_slice(&tag);
-                }
-                FrameHeader::seal_checksums(&mut frame);
+                let mut plaintext = Vec::new();
+                let mut writer = FrameWriter::new(header, key.as_deref(), &mut plaintext, &mut frame);
+                writer.append(body);
+                writer.finish();
                 file.write_durable_at(&frame, header.offset)?;
                 Ok(ChoreDone::Footed)
             }

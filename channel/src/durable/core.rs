@@ -375,6 +375,7 @@ impl Core {
         }
         if let Err(error) = &result
             && !was_blocked
+            && !matches!(chore, Chore::Footer { .. })
         {
             tracing::error!(channel = self.options.name, device = seat.log.device().name(), %error, "no new segment");
         }

@@ -1,12 +1,12 @@
 //! Stories of crashes that recovery must survive twice: what it decides must still hold after the next crash.
 
 use super::*;
-use crate::chore::slot_name;
+use crate::chore::{Chore, slot_name};
 use crate::device::Device;
 use crate::io::buffer::Buffer;
 use crate::io::sim::{Outcome, SimDisk, SimRandom};
 use crate::limits::SEGMENT_MIN;
-use crate::log::{FrameRequest, Log, LogOptions, Reservation};
+use crate::log::{FooterRequest, FrameRequest, Log, LogOptions, Reservation};
 
 const SEGMENT: u64 = SEGMENT_MIN + 4 * PAGE as u64;
 const LOG: [u8; 16] = [2; 16];
@@ -139,4 +139,90 @@ fn a_drained_file_that_lost_its_header_is_no_damage_beside_a_checkpoint() {
     assert_eq!((scan.vouched, scan.lost_headers.len()), (known.segments.len() as u64, 0));
     assert!(scan.has_all(&known));
     assert_eq!(read(&disk).lost_headers, []);
+}
+
+/// A log that rolls after `frames` frames of one event each, with one more in the next segment.
+fn rolled(disk: &SimDisk, frames: u64) -> (Log, Vec<Reservation>) {
+    let mut log = open(disk);
+    let mut reserved = Vec::new();
+    for seq in 0..=frames {
+        let request = FrameRequest {
+            body_len: 16,
+            first_seq: seq,
+            seq_count: 1,
+            durable_seq: seq,
+            floor: 0,
+            now_ms: 0,
+            witness: false,
+            retires: None,
+            leaves: 0,
+        };
+        let reservation = loop {
+            match log.reserve(&request) {
+                Ok(reservation) => break reservation,
+                Err(_) => chore(&mut log, disk),
+            }
+        };
+        write(&reservation);
+        reserved.push(reservation);
+        // A place to go to, and the reserve: only then frames leave room for a footer.
+        while log.chore_waits(true) {
+            chore(&mut log, disk);
+        }
+    }
+    (log, reserved)
+}
+
+fn footer_of(log: &mut Log) -> Option<Chore> {
+    log.next_footer(FooterRequest { sections: Vec::new(), durable_seq: 5, floor: 0, now_ms: 0 })
+}
+
+fn inspect(disk: &SimDisk) -> LogScan {
+    let purpose = Purpose::Inspect { depth: Depth::Bodies, from_disk: false };
+    read_log(&*disk.dir("d"), LOG, [1; 16], &[], purpose, &Known::default(), &|_| true, &mut |_, _| {}).unwrap()
+}
+
+#[test]
+fn a_footer_comes_when_the_last_frame_before_it_is_durable_and_spares_all_of_them() {
+    let disk = SimDisk::default();
+    let (mut log, reserved) = rolled(&disk, 4);
+    assert_eq!(reserved.iter().map(|frame| frame.header.ordinal).collect::<Vec<_>>(), [1, 1, 1, 1, 2]);
+    let end = reserved[3].header.end();
+    for (at, frame) in reserved.iter().enumerate() {
+        assert_eq!(log.owes_footer(), at > 3, "frame {at}");
+        log.complete(frame.id, frame.epoch, Ok(()));
+    }
+    let footer = footer_of(&mut log).expect("it is owed");
+    assert!(!log.owes_footer() && log.next_chore(&SimRandom::new(1), false, false, 0).is_none(), "one chore at a time");
+    let without = read(&disk);
+    let result = footer.run(&*disk.dir("d"));
+    log.chore_done(footer, result);
+    let with = read(&disk);
+    assert_eq!((without.footed, with.footed), (0, 1));
+    let held = |scan: &LogScan| -> Vec<Vec<(u64, u64)>> {
+        scan.segments().map(|segment| segment.ranges().iter().collect()).collect()
+    };
+    assert_eq!(held(&with), [[(0, 4)], [(4, 5)]]);
+    assert_eq!(held(&with), held(&without));
+    assert_eq!(with.segments().map(|segment| segment.start_for(3)).collect::<Vec<_>>(), [Some(8192), None]);
+    assert_eq!(with.marks[&LOG], log.durable());
+    assert_eq!(inspect(&disk).wrong_footers, [0; 0]);
+    disk.corrupt("d", &slot_name(1), |bytes| bytes[end as usize + 200] ^= 1);
+    assert_eq!(read(&disk).footed, 0);
+}
+
+#[test]
+fn a_footer_that_says_something_else_than_whole_frames_is_named() {
+    let disk = SimDisk::default();
+    let (mut log, reserved) = rolled(&disk, 4);
+    for frame in &reserved {
+        log.complete(frame.id, frame.epoch, Ok(()));
+    }
+    let Some(Chore::Footer { mut header, key, file, .. }) = footer_of(&mut log) else { panic!("it is owed") };
+    let payload = Footer { ranges: vec![(0, 3)], index: vec![(0, 8192)] }.encode().unwrap();
+    let mut body = section::header(section::FOOTER, section::OPTIONAL, payload.len()).to_vec();
+    body.extend_from_slice(&payload);
+    header.body_len = body.len() as u32;
+    Chore::Footer { header, body, key, file }.run(&*disk.dir("d")).unwrap();
+    assert_eq!(inspect(&disk).wrong_footers, [1]);
 }

@@ -207,7 +207,7 @@ pub const SCENARIOS: [(&str, &str); 8] = [
     // A write fails beside one that does not return until its disk works again, is full, and segments are used afresh.
     (
         "late",
-        "seed 7 dirs 1 encrypted 0 segment-pages 5 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000 pool 12
+        "seed 7 dirs 1 encrypted 0 segment-pages 6 depth 3 overlap 1 one-device 0 hot-tail 2000 capacity 10000 pool 12
          put 0 0 50
          gather 0
          chore
