@@ -101,11 +101,12 @@ const FIGURES: [Figure; 6] = [
     },
     Figure {
         name: "recover",
-        what: "an event of 1 KiB found again without a checkpoint, the frames being full",
+        // Most of it is the newest segment, whose rest was never written: that is the same for the same events.
+        what: "an event of 1 KiB found again without a checkpoint, of 40,000 in segments of 8 MiB",
         arguments: &["--op", "recover"],
         prepare: true,
-        less: 20_000,
-        more: 60_000,
+        less: 0,
+        more: 40_000,
         without: None,
     },
 ];

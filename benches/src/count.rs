@@ -29,7 +29,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Do one operation so many times with one thread, for `valgrind` or `perf stat` to count
 ///
-/// `penstock-bench budget` runs it under valgrind. What it does is the same each time; it prints nothing.
+/// `penstock-bench budget` runs it under valgrind. What it does is the same each time; it prints nothing, and
+/// leaves the folder `penstock-bench` below the directory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Arguments {
     #[arg(long, value_enum)]
@@ -88,10 +89,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         }
         Operation::Seal => {}
     }
-    if arguments.op != Operation::Fill {
-        remove(&folder)?;
-    }
-    // Nothing is closed: closing is not what is counted, and what `fill` leaves is to be recovered.
+    // Nothing is closed: closing is not what is counted, and what `fill` leaves is to be recovered. Nor is anything removed,
+    // while threads may still make files.
     exit(0)
 }
 
