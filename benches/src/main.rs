@@ -18,6 +18,7 @@ mod meter;
 mod numbers;
 mod output;
 mod payload;
+mod plan;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Goals(arguments) => goals::run(&arguments),
         Command::Backlog(arguments) => backlog::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Count(arguments) => count::run(&arguments),
         Command::Budget(arguments) => budget::run(&arguments),
     };
