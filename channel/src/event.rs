@@ -326,6 +326,11 @@ impl EventSlice {
         }
     }
 
+    /// The same events in memory of their own, so that what lay around them can go.
+    pub(crate) fn apart(&self) -> EventSlice {
+        self.to_batch().freeze()
+    }
+
     /// The same events as a batch that can be put again, into another channel.
     pub fn to_batch(&self) -> EventBatch {
         let mut batch = EventBatch { common: self.inner.common.clone(), ..EventBatch::default() };

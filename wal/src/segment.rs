@@ -9,8 +9,9 @@ use crate::io::File;
 use crate::seal::FrameKey;
 use crate::spans::Spans;
 
-/// Bytes of frames between two entries of the index.
-const INDEX_STEP: u64 = 1 << 20;
+/// Bytes of frames between two entries of the index. A frame with events that begins so far behind an entry has one of its
+/// own.
+pub const INDEX_STEP: u64 = 1 << 20;
 
 /// One file of the log while it holds frames that may still be needed.
 #[derive(Debug)]
@@ -44,6 +45,18 @@ pub struct Incarnation {
     pub seal: Option<(String, [u8; 32])>,
     /// Bytes before `end` that never counted.
     pub holes: Vec<(u64, u64)>,
+}
+
+/// The frames between two entries of the index: what one read covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its first frame, which has events.
+    pub offset: u64,
+    /// Where the next stretch begins, or the last frame ends.
+    pub end: u64,
+    /// Its events lie in `first_seq .. end_seq`.
+    pub first_seq: u64,
+    pub end_seq: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,19 +102,16 @@ impl Segment {
         }
     }
 
-    /// Where to start reading for the frame that holds `seq`: at a frame at or before it.
-    pub fn start_for(&self, seq: u64) -> Option<u64> {
+    /// The stretch of frames in which the event `seq` is.
+    pub fn stretch_for(&self, seq: u64) -> Option<Stretch> {
         if seq < self.first_seq || seq >= self.end_seq {
             return None;
         }
         let after = self.index.partition_point(|entry| entry.seq <= seq);
-        self.index.get(after.saturating_sub(1)).map(|entry| entry.offset)
-    }
-
-    /// The first event behind `seq` that can be found without passing it: the next entry of the index, or the end.
-    pub fn start_after(&self, seq: u64) -> u64 {
-        let after = self.index.partition_point(|entry| entry.seq <= seq);
-        self.index.get(after).map_or(self.end_seq, |entry| entry.seq)
+        let first = self.index.get(after.saturating_sub(1))?;
+        let written = self.incarnations.iter().map(|incarnation| incarnation.end).max().unwrap_or(self.len);
+        let (end_seq, end) = self.index.get(after).map_or((self.end_seq, written), |next| (next.seq, next.offset));
+        Some(Stretch { offset: first.offset, end: end.max(first.offset), first_seq: first.seq, end_seq })
     }
 
     /// The incarnation whose frames are at `offset`.
@@ -129,6 +139,11 @@ impl Segment {
             return None;
         }
         self.ranges.iter().find(|(start, end)| (*start..*end).contains(&seq))
+    }
+
+    /// The first event that it holds from `seq` on.
+    pub fn first_from(&self, seq: u64) -> Option<u64> {
+        self.ranges.iter().find(|(_, end)| *end > seq).map(|(start, _)| start.max(seq))
     }
 
     /// The sparse index as (event, offset), for a checkpoint or a footer.

@@ -54,8 +54,10 @@ const SETTLED_RUNS_MAX: usize = 100_000;
 const REASON_MAX: usize = 200;
 
 mod frames;
+#[cfg(test)]
+mod paces;
 mod puts;
-mod reads;
+pub(crate) mod reads;
 mod seat;
 mod settles;
 #[cfg(test)]
@@ -148,6 +150,8 @@ pub(crate) struct Core {
     order_wait: Option<Duration>,
     /// What the first take in line waits for: an event on the disk of this log.
     wanted: Option<(usize, u64)>,
+    /// Reads that were ever given out.
+    reads_out: u64,
     /// Where the last event was found that was looked for.
     located: Option<(usize, SeqRange)>,
     notes: BTreeMap<(String, String), (u64, Bytes)>,
@@ -199,6 +203,7 @@ impl Core {
             takes: VecDeque::new(),
             order_wait: None,
             wanted: None,
+            reads_out: 0,
             located: None,
             note_bytes: start.notes.iter().map(|((owner, key), (_, note))| owner.len() + key.len() + note.len()).sum(),
             notes: start.notes,

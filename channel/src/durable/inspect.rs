@@ -487,7 +487,7 @@ impl<'a> Walk<'a> {
             let at = format!("segment {} at {}", source.slot(), self.offset);
             let chunk = match &mut self.chunk {
                 Some(chunk) => chunk,
-                empty => match Chunk::new(u64::MAX) {
+                empty => match Chunk::new() {
                     Ok(chunk) => empty.insert(chunk),
                     Err(error) => {
                         self.sources.clear();

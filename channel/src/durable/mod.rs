@@ -1,7 +1,7 @@
 //! The durable channel: a write-ahead log over several directories, an event queue of ranges, and threads.
 //!
 //! [`core`] is the whole machine without threads; this module is the thin shell that drives it: per directory one
-//! thread for each write in flight and one for chores, one reader, one clock. All of them sleep while nothing is to be
+//! thread for each write in flight and one for chores, a few readers; one clock. All of them sleep while nothing is to be
 //! done. `docs/architecture.md` walks through a put and a take.
 
 mod cache;

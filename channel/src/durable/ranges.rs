@@ -45,6 +45,14 @@ impl RangeSet {
         (seq < *end).then(|| SeqRange::new(*start, *end))
     }
 
+    /// The first number in the set from `seq` on.
+    pub(crate) fn first_from(&self, seq: u64) -> Option<u64> {
+        match self.around(seq) {
+            Some(_) => Some(seq),
+            None => self.ranges.range(seq..).next().map(|(start, _)| *start),
+        }
+    }
+
     pub(crate) fn covers(&self, range: SeqRange) -> bool {
         self.around(range.start).is_some_and(|found| found.end >= range.end)
     }
@@ -126,6 +134,7 @@ mod tests {
                 let range = SeqRange::new(start, start + len);
                 prop_assert_eq!(ranges.overlaps(range), (start..start + len).any(|seq| plain.contains(&seq)));
                 prop_assert_eq!(ranges.covers(range), (start..start + len).all(|seq| plain.contains(&seq)));
+                prop_assert_eq!(ranges.first_from(start), plain.range(start..).next().copied());
                 if insert {
                     ranges.insert(range);
                     plain.extend(start..start + len);

@@ -1,41 +1,55 @@
 //! Reading events back from disk: a rolled back transaction, or a backlog longer than memory.
 //!
-//! Reads one chunk from the nearest entry of the sparse index, checks and decrypts each frame once, and hands back
-//! all events of the chunk, so that a drain reads the disk once and forward. A frame that recovery counted and that
-//! cannot be read now is an error with its range, never a silent gap.
+//! One job reads one stretch of the sparse index, about a mebibyte, in one piece; checks and decrypts each frame once, where
+//! it lies; and hands back all events of the stretch, which share that memory until the last of them is gone. Several
+//! jobs of a log may be under way (`core/reads.rs` decides which). A frame that recovery counted and that cannot be read
+//! now is an error with its range, never a silent gap.
 //!
 //! A disk that answers with an error and one that answers with other bytes than were written are told apart. Bytes are
 //! asked for a second time before they count as damaged, for a transfer may flip a bit; rot stays.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use wal::format::frame::{self, FrameHeader};
 use wal::format::section::sections;
 use wal::io::File;
 use wal::io::buffer::Buffer;
-use wal::limits::PAGE;
+use wal::limits::{FRAME_TARGET, PAGE};
 use wal::planted::{self, Bug};
-use wal::recover::scan::open_body;
-use wal::segment::{Incarnation, Segment};
+use wal::segment::{INDEX_STEP, Incarnation, Segment, Stretch};
 
 use super::sections::TRANSACTION;
 use crate::api::LeasedSlice;
 use crate::event::EventSlice;
 use crate::settlement::SeqRange;
 
-/// Bytes read at once.
-const CHUNK: usize = 1 << 20;
+/// A usual stretch: the last of its frames begins within a step of the index.
+const PIECE: usize = INDEX_STEP as usize + FRAME_TARGET;
+/// Bytes asked for at once before it is known how long the frames are.
+const PIECE_MAX: u64 = 4 << 20;
+/// Buffers that are kept to be read into again.
+const SPARES_MAX: usize = 8;
 
-/// Find the frame that holds `seq`.
+/// Find the frame that holds `seq`, and what else its stretch holds behind it.
 #[derive(Debug)]
 pub(crate) struct ReadJob {
+    pub(crate) id: u64,
     pub(crate) seq: u64,
     /// The segment that holds it.
     pub(crate) source: Option<ReadSource>,
+    /// Where the stretch ends.
+    pub(crate) end: u64,
     /// The next event that can be read without passing this one.
     pub(crate) next: u64,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) id: u64,
+    pub(crate) done: ReadDone,
 }
 
 /// A segment, and where to begin in it.
@@ -51,29 +65,15 @@ pub(crate) struct ReadSource {
 
 #[derive(Debug)]
 pub(crate) enum ReadDone {
-    Found(Vec<LeasedSlice>),
+    Found {
+        slices: Vec<LeasedSlice>,
+        /// Bytes of memory that the slices keep alive, all together.
+        bytes: usize,
+    },
     /// The disk answers with an error; events of other disks may lie in the range as well.
-    Failed {
-        range: SeqRange,
-        cause: String,
-    },
+    Failed { range: SeqRange, cause: String },
     /// The disk answers, twice, with something that was not written.
-    Damaged {
-        range: SeqRange,
-        cause: String,
-    },
-}
-
-/// Where the last read of a log ended: a drain goes on there instead of at the index.
-#[derive(Debug, Default)]
-pub(crate) struct Cursor(Option<Behind>);
-
-#[derive(Debug, Clone, Copy)]
-struct Behind {
-    ordinal: u64,
-    /// A frame at `offset` holds nothing below `seq`.
-    seq: u64,
-    offset: u64,
+    Damaged { range: SeqRange, cause: String },
 }
 
 impl ReadSource {
@@ -125,18 +125,33 @@ impl ReadSource {
 }
 
 impl ReadJob {
-    /// Reads. Blocks.
-    pub(crate) fn run(&self, cursor: &mut Cursor) -> ReadDone {
-        match self.read(cursor) {
-            ReadDone::Damaged { .. } => {
-                cursor.0 = None;
-                self.read(cursor)
+    /// The job for the event `seq`, in this stretch of a segment.
+    pub(crate) fn new(id: u64, seq: u64, held_by: Option<(&Segment, Stretch)>) -> ReadJob {
+        match held_by {
+            Some((segment, stretch)) => {
+                let source = Some(ReadSource::new(segment, stretch.offset));
+                ReadJob { id, seq, source, end: stretch.end, next: stretch.end_seq }
             }
-            done => done,
+            None => ReadJob { id, seq, source: None, end: 0, next: seq + 1 },
         }
     }
 
-    fn read(&self, cursor: &mut Cursor) -> ReadDone {
+    /// Bytes of the stretch.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.source.as_ref().map_or(0, |source| self.end - source.offset)
+    }
+
+    /// Reads. Blocks.
+    pub(crate) fn run(&self, buffers: &Arc<Buffers>) -> Read {
+        let done = match self.read(buffers) {
+            ReadDone::Damaged { .. } => self.read(buffers),
+            done => done,
+        };
+        Read { id: self.id, done }
+    }
+
+    fn read(&self, buffers: &Arc<Buffers>) -> ReadDone {
         let damaged = |start: u64, end: u64, cause: String| {
             let range = SeqRange::new(start.max(self.seq), end.max(self.seq + 1));
             ReadDone::Damaged { range, cause }
@@ -153,26 +168,14 @@ impl ReadJob {
                 _ => ReadDone::Failed { range: SeqRange::new(self.seq, end), cause },
             }
         };
-        let mut offset = match cursor.0 {
-            Some(behind) if behind.ordinal == source.ordinal && behind.seq <= self.seq => {
-                behind.offset.max(source.offset)
-            }
-            _ => source.offset,
-        };
-        let mut chunk = match Chunk::new(source.len) {
-            Ok(chunk) => chunk,
-            Err(error) => return failed(offset, self.seq + 1, error),
-        };
-        let mut slices: Vec<LeasedSlice> = Vec::new();
+        let mut offset = source.offset;
+        // No frame with events of this stretch begins behind it.
+        let until = self.end.min(offset + INDEX_STEP);
+        let mut finds = Finds::new(buffers, self.end);
         // What came in the way: a page that cannot be read, or is no header where one must be.
         let mut lost: Option<(bool, String)> = None;
-        let missed = |end: u64, offset: u64, lost: Option<(bool, String)>| match lost {
-            Some((true, cause)) => ReadDone::Failed { range: SeqRange::new(self.seq, end.max(self.seq + 1)), cause },
-            Some((false, cause)) => damaged(self.seq, end, cause),
-            None => damaged(self.seq, end, format!("{}: no frame holds it", at(offset))),
-        };
-        loop {
-            if source.incarnation_at(offset).is_none() {
+        while offset < until {
+            let Some(incarnation) = source.incarnation_at(offset) else {
                 match source.skip(offset) {
                     Some(next) => {
                         offset = next;
@@ -180,14 +183,18 @@ impl ReadJob {
                     }
                     None => break,
                 }
-            }
-            // Once the wanted event is there, only what is in memory anyway is decoded with it.
-            let found = !slices.is_empty();
-            if found && !chunk.holds(offset, frame::HEADER) {
-                break;
-            }
-            let head = match chunk.bytes(source, offset, frame::HEADER.next_multiple_of(PAGE)) {
-                Ok(head) => head,
+            };
+            let head = finds.bytes(source, offset, frame::HEADER.next_multiple_of(PAGE));
+            let header = head.map(|head| source.header(head, offset));
+            let header = match header {
+                Ok(Ok(header)) => header,
+                Ok(Err(_)) | Err(_) if finds.any() => break,
+                // How long its frame was nobody knows; the next one says whose events were in it.
+                Ok(Err(cause)) => {
+                    lost.get_or_insert((false, format!("{}: {cause}", at(offset))));
+                    offset += PAGE as u64;
+                    continue;
+                }
                 Err(error) if lost.is_none() && error.kind() != io::ErrorKind::UnexpectedEof => {
                     lost = Some((true, format!("{}: {error}", at(offset))));
                     offset += PAGE as u64;
@@ -195,46 +202,146 @@ impl ReadJob {
                 }
                 Err(error) => return failed(offset, self.next, error),
             };
-            let header = match source.header(head, offset) {
-                Ok(header) => header,
-                Err(_) if found => break,
-                Err(cause) => {
-                    // How long its frame was nobody knows; the next one says whose events were in it.
-                    lost.get_or_insert((false, format!("{}: {cause}", at(offset))));
-                    offset += PAGE as u64;
-                    continue;
-                }
-            };
-            if header.seq_count > 0 && header.first_seq > self.seq && !found {
-                return missed(header.first_seq, offset, lost);
-            }
-            if header.seq_count > 0 && header.end_seq() > self.seq {
-                let len = header.stored_len as usize;
-                if found && !chunk.holds(offset, len) {
-                    break;
-                }
-                let bytes = match chunk.bytes(source, offset, len) {
-                    Ok(bytes) => bytes,
-                    Err(error) => return failed(offset, header.end_seq(), error),
-                };
-                let incarnation = source.incarnation_at(offset).expect("its header was compared with it");
-                match decode(bytes, &header, incarnation) {
-                    Ok(more) => slices.extend(more),
-                    Err(_) if found => break,
-                    Err(cause) => {
-                        return damaged(header.first_seq, header.end_seq(), format!("{}: {cause}", at(offset)));
-                    }
-                }
+            if header.seq_count > 0 && header.first_seq > self.seq && !finds.any() {
+                return self.missed(header.first_seq, offset, lost);
             }
             offset = header.end();
-            if header.seq_count > 0 {
-                cursor.0 = Some(Behind { ordinal: source.ordinal, seq: header.end_seq(), offset });
+            if header.seq_count == 0 || header.end_seq() <= self.seq {
+                continue;
+            }
+            let bytes = finds.bytes(source, header.offset, header.stored_len as usize);
+            match bytes.map(|bytes| check(bytes, &header, incarnation)) {
+                Ok(Ok(())) => finds.frames.push(header),
+                // Whoever wants it will hear of it.
+                Ok(Err(_)) if finds.any() => {}
+                Ok(Err(cause)) => {
+                    return damaged(header.first_seq, header.end_seq(), format!("{}: {cause}", at(header.offset)));
+                }
+                Err(_) if finds.any() => break,
+                Err(error) => return failed(header.offset, header.end_seq(), error),
             }
         }
-        if slices.is_empty() {
-            return missed(self.next, offset, lost);
+        finds.decode();
+        match finds.malformed {
+            Some((header, cause)) if finds.slices.is_empty() => {
+                damaged(header.first_seq, header.end_seq(), format!("{}: {cause}", at(header.offset)))
+            }
+            _ if finds.slices.is_empty() => self.missed(self.next, offset, lost),
+            _ => ReadDone::Found { slices: finds.slices, bytes: finds.bytes },
         }
-        ReadDone::Found(slices)
+    }
+
+    /// The event is not there; whatever is known of why.
+    fn missed(&self, end: u64, offset: u64, lost: Option<(bool, String)>) -> ReadDone {
+        let range = SeqRange::new(self.seq, end.max(self.seq + 1));
+        match lost {
+            Some((true, cause)) => ReadDone::Failed { range, cause },
+            Some((false, cause)) => ReadDone::Damaged { range, cause },
+            None => {
+                let slot = self.source.as_ref().map_or(0, |source| source.slot);
+                ReadDone::Damaged { range, cause: format!("segment {slot} at {offset}: no frame holds it") }
+            }
+        }
+    }
+}
+
+/// What a job has found so far.
+struct Finds<'a> {
+    buffers: &'a Arc<Buffers>,
+    /// Reading goes no further than this without need.
+    end: u64,
+    chunk: Option<Chunk>,
+    /// Frames of the chunk that are what was written; their bodies are plain.
+    frames: Vec<FrameHeader>,
+    slices: Vec<LeasedSlice>,
+    bytes: usize,
+    /// The first frame whose body is not what its header says.
+    malformed: Option<(FrameHeader, String)>,
+}
+
+impl<'a> Finds<'a> {
+    fn new(buffers: &'a Arc<Buffers>, end: u64) -> Finds<'a> {
+        Finds { buffers, end, chunk: None, frames: Vec::new(), slices: Vec::new(), bytes: 0, malformed: None }
+    }
+
+    fn any(&self) -> bool {
+        !self.frames.is_empty() || !self.slices.is_empty()
+    }
+
+    /// `len` bytes at `offset`; what follows is read with them.
+    fn bytes(&mut self, source: &ReadSource, offset: u64, len: usize) -> io::Result<&mut [u8]> {
+        if !self.chunk.as_ref().is_some_and(|chunk| chunk.holds(offset, len)) {
+            self.decode();
+            let ahead = self.end.saturating_sub(offset).clamp(len as u64, PIECE_MAX.max(len as u64));
+            let mut buffer = self.buffers.take(ahead as usize)?;
+            buffer.set_len(0);
+            self.chunk = Some(Chunk { start: 0, end: self.end, buffer });
+        }
+        self.chunk.as_mut().expect("made just now").bytes_mut(source, offset, len)
+    }
+
+    /// Takes the events out of the chunk, whose memory is theirs from now on.
+    fn decode(&mut self) {
+        let Some(Chunk { start, buffer, .. }) = self.chunk.take() else { return };
+        let lent = Lent { buffer: Some(buffer), home: Arc::clone(self.buffers) };
+        if self.frames.is_empty() {
+            return;
+        }
+        let bytes = Bytes::from_owner(lent);
+        self.bytes += bytes.len();
+        for header in self.frames.drain(..) {
+            let body = (header.offset - start) as usize + frame::HEADER;
+            match decode_body(bytes.slice(body..body + header.body_len as usize), &header) {
+                Ok(more) => self.slices.extend(more),
+                Err(cause) => {
+                    self.malformed.get_or_insert((header, cause));
+                }
+            }
+        }
+    }
+}
+
+/// Memory to read into. What is read is lent to the events in it and comes back with the last of them: a drain asks the
+/// kernel for memory once, not for every mebibyte.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    spare: Mutex<Vec<Buffer>>,
+}
+
+impl Buffers {
+    fn take(&self, len: usize) -> io::Result<Buffer> {
+        if len > PIECE {
+            return Buffer::zeroed(len);
+        }
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(|| Buffer::zeroed(PIECE), Ok)
+    }
+
+    fn give(&self, buffer: Buffer) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffer.capacity() == PIECE && spare.len() < SPARES_MAX {
+            spare.push(buffer);
+        }
+    }
+}
+
+/// A buffer that goes home when nobody needs it any more.
+struct Lent {
+    buffer: Option<Buffer>,
+    home: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_deref().unwrap_or_default()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.home.give(buffer);
+        }
     }
 }
 
@@ -242,15 +349,17 @@ impl ReadJob {
 #[derive(Debug)]
 pub(crate) struct Chunk {
     start: u64,
+    /// Reading goes no further than this without need.
+    end: u64,
     buffer: Buffer,
 }
 
 impl Chunk {
-    /// For a file of `len` bytes.
-    pub(crate) fn new(len: u64) -> io::Result<Chunk> {
-        let mut buffer = Buffer::zeroed(CHUNK.min(len as usize))?;
+    /// For whoever reads a segment from front to back.
+    pub(crate) fn new() -> io::Result<Chunk> {
+        let mut buffer = Buffer::zeroed(PIECE)?;
         buffer.set_len(0);
-        Ok(Chunk { start: 0, buffer })
+        Ok(Chunk { start: 0, end: u64::MAX, buffer })
     }
 
     fn holds(&self, offset: u64, len: usize) -> bool {
@@ -259,12 +368,17 @@ impl Chunk {
 
     /// `len` bytes at `offset`, read together with what follows.
     pub(crate) fn bytes(&mut self, source: &ReadSource, offset: u64, len: usize) -> io::Result<&[u8]> {
+        self.bytes_mut(source, offset, len).map(|bytes| &*bytes)
+    }
+
+    fn bytes_mut(&mut self, source: &ReadSource, offset: u64, len: usize) -> io::Result<&mut [u8]> {
         if !self.holds(offset, len) {
             if self.buffer.capacity() < len {
                 self.buffer = Buffer::zeroed(len)?;
             }
             self.start = offset;
-            let wanted = self.buffer.capacity().min((source.len - offset) as usize);
+            let ahead = self.end.saturating_sub(offset).min(self.buffer.capacity() as u64);
+            let wanted = ahead.max(len as u64).min(source.len.saturating_sub(offset)) as usize;
             self.buffer.set_len(wanted);
             let mut read = source.file.read_at(&mut self.buffer, offset);
             if read.is_err() && wanted > len {
@@ -279,24 +393,31 @@ impl Chunk {
             }
         }
         let at = (offset - self.start) as usize;
-        Ok(&self.buffer[at..at + len])
+        Ok(&mut self.buffer[at..at + len])
     }
 }
 
-/// The transactions of one whole frame.
+/// Whether a whole frame is what was written. Its body is plain afterwards.
+fn check(bytes: &mut [u8], header: &FrameHeader, incarnation: &Incarnation) -> Result<(), String> {
+    if !FrameHeader::body_is_intact(bytes) && !planted::is(Bug::ReadUnchecked) {
+        return Err("checksum mismatch".to_owned());
+    }
+    let Some(key) = &incarnation.key else { return Ok(()) };
+    let (head, rest) = bytes.split_at_mut(frame::HEADER);
+    let sealed = rest.get_mut(..header.body_len as usize + frame::TAG).ok_or("the frame has no room for its tag")?;
+    let opened = key.open(header.number, &head[..frame::AUTHENTICATED], sealed);
+    opened.map_err(|_| "the frame does not authenticate".to_owned())
+}
+
+/// The transactions of one whole frame, in memory of their own.
 pub(crate) fn decode(
     bytes: &[u8],
     header: &FrameHeader,
     incarnation: &Incarnation,
 ) -> Result<Vec<LeasedSlice>, String> {
-    if !FrameHeader::body_is_intact(bytes) && !planted::is(Bug::ReadUnchecked) {
-        return Err("checksum mismatch".to_owned());
-    }
-    let body = match &incarnation.key {
-        Some(key) => open_body(bytes, header, key).ok_or("the frame does not authenticate")?,
-        None => bytes[frame::HEADER..frame::HEADER + header.body_len as usize].to_vec(),
-    };
-    decode_body(Bytes::from(body), header)
+    let mut own = bytes.to_vec();
+    check(&mut own, header, incarnation)?;
+    decode_body(Bytes::from(own).slice(frame::HEADER..frame::HEADER + header.body_len as usize), header)
 }
 
 /// The transactions of a frame's body, with the numbers of their events.

@@ -18,10 +18,11 @@ use wal::io::real::{Backend, RealDir};
 use wal::limits::{DEPTH_DEFAULT, SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
 
+use super::core::reads::READS_MAX;
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
 use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
-use super::read::Cursor;
+use super::read::Buffers;
 use super::writers;
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::event::EventBatch;
@@ -119,6 +120,7 @@ pub(super) struct Shared {
     pub(super) chores: Vec<Signal>,
     /// One for each log: something to read.
     reads: Vec<Signal>,
+    buffers: Arc<Buffers>,
     /// A deadline that is earlier than the one slept for.
     clock: Signal,
     /// What the clock sleeps for, in microseconds since the start; `u64::MAX` for nothing.
@@ -290,6 +292,7 @@ impl DurableChannel {
             writes,
             chores: dirs.iter().map(|_| Signal::default()).collect(),
             reads: dirs.iter().map(|_| Signal::default()).collect(),
+            buffers: Arc::default(),
             clock: Signal::default(),
             clock_set_us: AtomicU64::new(u64::MAX),
             checkpoints: Signal::default(),
@@ -334,8 +337,10 @@ impl DurableChannel {
             writers::spawn(&self.shared, index, self.backends[index], &mut start)?;
             let shared = Arc::clone(&self.shared);
             start(format!("f{index}"), Box::new(move || chore_loop(&shared, index)))?;
-            let shared = Arc::clone(&self.shared);
-            start(format!("r{index}"), Box::new(move || read_loop(&shared, index)))?;
+            for _ in 0..READS_MAX {
+                let shared = Arc::clone(&self.shared);
+                start(format!("r{index}"), Box::new(move || read_loop(&shared, index)))?;
+            }
         }
         let shared = Arc::clone(&self.shared);
         start("ckpt".to_owned(), Box::new(move || checkpoint_loop(&shared)))?;
@@ -409,10 +414,12 @@ fn chore_loop(shared: &Shared, index: usize) {
 }
 
 fn read_loop(shared: &Shared, index: usize) {
-    let mut cursor = Cursor::default();
     loop {
         let seen = shared.reads[index].count();
-        let job = shared.lock().next_read(index, shared.now(), wall_ms());
+        let (job, more) = {
+            let (mut core, now) = (shared.lock(), shared.now());
+            (core.next_read(index, now, wall_ms()), core.read_is_due(index, now))
+        };
         let Some(job) = job else {
             if shared.is_stopping() {
                 return;
@@ -420,8 +427,12 @@ fn read_loop(shared: &Shared, index: usize) {
             shared.reads[index].wait(seen, None);
             continue;
         };
-        let done = job.run(&mut cursor);
-        shared.step(|core, now, answers| core.read_done(now, index, done, answers));
+        if more {
+            // Another thread can start on it meanwhile.
+            shared.reads[index].raise_one();
+        }
+        let read = job.run(&shared.buffers);
+        shared.step(|core, now, answers| core.read_done(now, index, read, answers));
     }
 }
 

@@ -447,7 +447,7 @@ mod tests {
     use crate::api::TakeLimits;
     use crate::durable::core::CoreOptions;
     use crate::durable::open::{OnDamage, OpenDir, OpenSettings, open};
-    use crate::durable::read::Cursor;
+    use crate::durable::read::Buffers;
     use crate::event::EventBatch;
     use crate::settlement::{Outcome, Settlement};
     use crate::ticket::Ticket;
@@ -558,7 +558,7 @@ mod tests {
         let mut answers = Vec::new();
         core.take(now, 1, limits, Duration::from_secs(1), sender, &mut answers);
         while let Some(job) = core.next_read(0, now, 1) {
-            core.read_done(now, 0, job.run(&mut Cursor::default()), &mut answers);
+            core.read_done(now, 0, job.run(&Arc::new(Buffers::default())), &mut answers);
         }
         answers.into_iter().for_each(Answer::send);
         let lease = ticket.wait().unwrap();
@@ -593,7 +593,7 @@ mod tests {
         core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
         while let Some(job) = core.next_read(0, now, 1) {
             let mut answers = Vec::new();
-            core.read_done(now, 0, job.run(&mut Cursor::default()), &mut answers);
+            core.read_done(now, 0, job.run(&Arc::new(Buffers::default())), &mut answers);
             answers.into_iter().for_each(Answer::send);
         }
         assert_eq!(ticket.wait().unwrap().event_count(), 1);
@@ -606,7 +606,7 @@ mod tests {
                 let (sender, _ticket) = Ticket::pair();
                 core.take(now, 7, limits, Duration::from_secs(1), sender, &mut Vec::new());
                 while let Some(job) = core.next_read(0, now, 1) {
-                    core.read_done(now, 0, job.run(&mut Cursor::default()), &mut Vec::new());
+                    core.read_done(now, 0, job.run(&Arc::new(Buffers::default())), &mut Vec::new());
                 }
             }
             assert!(settle_one(&mut core, &disk, now), "the settlement after {settled} of {queued}");

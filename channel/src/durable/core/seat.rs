@@ -13,6 +13,7 @@ use wal::segment::Segment;
 use super::Core;
 use crate::durable::job::{Job, PendingState, Retiring};
 use crate::durable::queue::Queue;
+use crate::settlement::SeqRange;
 
 /// A disk that owes an answer for so long stalls: nothing new is given to it while another one is well.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
@@ -37,19 +38,34 @@ pub(super) struct Seat {
     pub(super) riding: BTreeMap<u64, Vec<PendingState>>,
     /// Since when the disk owes an answer; each answer begins it anew.
     pub(super) owes_since: Option<Duration>,
-    /// A read that is out.
-    pub(super) reading: Option<Reading>,
+    /// Reads that are out: at most one of them was asked for, the others are ahead of the consumers.
+    pub(super) reads: Vec<Reading>,
+    /// Where reading ahead goes on; `None` when nobody drains this log.
+    pub(super) ahead_from: Option<u64>,
     /// What is known of a disk that does not give out what it holds.
     pub(super) unreadable: Option<Unreadable>,
 }
 
+/// Why something is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A take waits for it.
+    Wanted,
+    /// To find out whether the disk is back.
+    Probe,
+    /// A take will soon want it. If it fails, nothing follows: whoever wants it will see.
+    Ahead,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
+    pub(super) id: u64,
     pub(super) since: Duration,
     pub(super) since_ms: u64,
-    pub(super) seq: u64,
-    /// It is to find out whether the disk is back.
-    pub(super) probe: bool,
+    /// The event it is for, and those that it brings with it.
+    pub(super) range: SeqRange,
+    pub(super) bytes: usize,
+    pub(super) purpose: Purpose,
 }
 
 #[derive(Debug)]
@@ -95,7 +111,8 @@ impl Seat {
             held_up: Cell::default(),
             riding: BTreeMap::new(),
             owes_since: None,
-            reading: None,
+            reads: Vec::new(),
+            ahead_from: None,
             unreadable: None,
         }
     }
@@ -103,6 +120,21 @@ impl Seat {
     /// Whether its events are passed by.
     pub(super) fn is_away(&self) -> bool {
         self.unreadable.as_ref().is_some_and(|unreadable| unreadable.errors >= READ_ERRORS_MAX)
+    }
+
+    /// The read that is out and was asked for.
+    pub(super) fn asked(&self) -> Option<&Reading> {
+        self.reads.iter().find(|reading| reading.purpose != Purpose::Ahead)
+    }
+
+    /// The read that is out for longest.
+    pub(super) fn oldest_read(&self) -> Option<&Reading> {
+        self.reads.iter().min_by_key(|reading| reading.since)
+    }
+
+    /// Whether a read that is out brings the event.
+    pub(super) fn is_being_read(&self, seq: u64) -> bool {
+        self.reads.iter().any(|reading| reading.range.contains(seq))
     }
 
     /// From when on the disk counts as stalled, if nothing is heard of it.

@@ -11,7 +11,7 @@ use super::{Answer, Core, CoreOptions};
 use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, open};
-use crate::durable::read::{Cursor, ReadJob};
+use crate::durable::read::{Buffers, ReadJob};
 use crate::event::EventBatch;
 use crate::settlement::{SettleError, Settlement};
 use crate::ticket::Ticket;
@@ -26,8 +26,8 @@ pub(super) struct Stage {
     /// Disks that take no part.
     pub(super) asleep: Vec<bool>,
     flights: Vec<(Job, Buffer)>,
-    cursors: Vec<Cursor>,
-    reads: Vec<Option<ReadJob>>,
+    pub(super) buffers: Arc<Buffers>,
+    reads: Vec<Vec<ReadJob>>,
 }
 
 impl Stage {
@@ -36,18 +36,27 @@ impl Stage {
         Stage::on((0..disks).map(|_| SimDisk::default()).collect())
     }
 
+    /// The same, whose segments are so long.
+    pub(super) fn with_segments(disks: usize, segment_len: u64) -> Stage {
+        Stage::open_with((0..disks).map(|_| SimDisk::default()).collect(), segment_len).unwrap()
+    }
+
     fn on(disks: Vec<SimDisk>) -> Stage {
         Stage::open(disks).unwrap()
     }
 
     pub(super) fn open(disks: Vec<SimDisk>) -> Result<Stage, OpenError> {
+        Stage::open_with(disks, SEGMENT_LEN)
+    }
+
+    fn open_with(disks: Vec<SimDisk>, segment_len: u64) -> Result<Stage, OpenError> {
         let dirs: Vec<OpenDir> = disks
             .iter()
             .enumerate()
             .map(|(at, disk)| OpenDir { dir: disk.dir(&format!("d{at}")), device: Device::new(format!("d{at}"), 4) })
             .collect();
         let settings = OpenSettings {
-            segment_len: SEGMENT_LEN,
+            segment_len,
             pool_bytes: 0,
             reserve_bytes: 0,
             key: None,
@@ -72,8 +81,8 @@ impl Stage {
             now: Duration::from_secs(1),
             asleep: vec![false; disks.len()],
             flights: Vec::new(),
-            cursors: disks.iter().map(|_| Cursor::default()).collect(),
-            reads: disks.iter().map(|_| None).collect(),
+            buffers: Arc::default(),
+            reads: disks.iter().map(|_| Vec::new()).collect(),
             disks,
         })
     }
@@ -99,8 +108,24 @@ impl Stage {
         ticket
     }
 
-    /// Gathers a frame for a log, if there is one, after whatever file work that takes. It is not written yet.
+    /// Does a step and sends the answers.
+    pub(super) fn answered<T>(&mut self, step: impl FnOnce(&mut Core, &mut Vec<Answer>) -> T) -> T {
+        let mut answers = Vec::new();
+        let result = step(&mut self.core, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        result
+    }
+
+    /// Gathers a frame for a log, if there is one. It is not written yet.
     pub(super) fn gather(&mut self, index: usize) -> bool {
+        let frame = self.next_frame(index);
+        let any = frame.is_some();
+        self.flights.extend(frame);
+        any
+    }
+
+    /// The next frame for a log, if there is one, after whatever file work that takes.
+    pub(super) fn next_frame(&mut self, index: usize) -> Option<(Job, Buffer)> {
         let mut answers = Vec::new();
         let job = loop {
             if let Some(job) = self.core.gather(index, self.now, 1, &mut answers) {
@@ -113,10 +138,9 @@ impl Stage {
             self.core.chore_done(index, self.now, chore, result, &mut answers);
         };
         answers.into_iter().for_each(Answer::send);
-        let Some(job) = job else { return false };
+        let job = job?;
         let frame = job.sealed().unwrap();
-        self.flights.push((job, frame));
-        true
+        Some((job, frame))
     }
 
     /// Writes what is in flight on disks that are awake.
@@ -158,15 +182,17 @@ impl Stage {
 
     /// What is asked of this disk is read; while it is asleep that hangs.
     fn read(&mut self, index: usize) {
-        let job = self.reads[index].take().or_else(|| self.core.next_read(index, self.now, 1));
-        match job {
-            Some(job) if !self.asleep[index] => {
-                let done = job.run(&mut self.cursors[index]);
-                let mut answers = Vec::new();
-                self.core.read_done(self.now, index, done, &mut answers);
-                answers.into_iter().for_each(Answer::send);
-            }
-            job => self.reads[index] = job,
+        while let Some(job) = self.core.next_read(index, self.now, 1) {
+            self.reads[index].push(job);
+        }
+        if self.asleep[index] {
+            return;
+        }
+        for job in std::mem::take(&mut self.reads[index]) {
+            let read = job.run(&self.buffers);
+            let mut answers = Vec::new();
+            self.core.read_done(self.now, index, read, &mut answers);
+            answers.into_iter().for_each(Answer::send);
         }
     }
 
@@ -184,6 +210,16 @@ impl Stage {
             }
             self.turn(Duration::from_millis(20));
         }
+    }
+
+    /// Takes what is in memory, if anything is.
+    pub(super) fn take_at_once(&mut self, consumer: u64) -> Option<Lease> {
+        let (sender, ticket) = Ticket::pair();
+        let limits = TakeLimits { events: 100, bytes: 1 << 20 };
+        let mut answers = Vec::new();
+        self.core.take(self.now, consumer, limits, Duration::ZERO, sender, &mut answers);
+        answers.into_iter().for_each(Answer::send);
+        ticket.try_take().ok()?.ok()
     }
 
     /// Takes until nothing comes, and gives the numbers in their order and the last answer.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wal::limits::{INCARNATION_HEADER, PAGE};
 
+use super::Cache;
 use super::stage::{KEEP_ALIVE, SEGMENT_LEN, Stage};
 use crate::api::{PutError, TakeError};
 use crate::durable::open::OpenError;
@@ -228,4 +229,91 @@ fn a_damaged_frame_is_held_alone_until_the_next_start_judges_it() {
         stage.disks[0].restart(wal::io::sim::Outcome::ProcessKilled);
         assert!(matches!(Stage::open(stage.disks), Err(OpenError::Damaged(_))));
     }
+}
+
+/// Forty events of ten thousand bytes each, of which no segment holds more than six, and nothing of them is in memory.
+fn with_a_backlog(hot_tail_bytes: usize) -> (Stage, Vec<u64>) {
+    let mut stage = Stage::new(1);
+    let producer = stage.producer();
+    let seqs = (0..40).map(|_| stage.put(0, producer, 10_000)).collect();
+    stage.core.options.hot_tail_bytes = hot_tail_bytes;
+    (stage, seqs)
+}
+
+#[test]
+fn a_drain_waits_for_the_disk_once_and_reads_each_segment_once() {
+    let (mut stage, seqs) = with_a_backlog(8 << 20);
+    let consumer = stage.producer();
+    let segments = stage.core.seats[0].log.segments().filter(|segment| segment.first_seq < segment.end_seq).count();
+    let mut found: Vec<u64> = stage.take(consumer).unwrap().iter().map(|(seq, _)| seq).collect();
+    while found.len() < seqs.len() {
+        stage.turn(Duration::ZERO);
+        let lease = stage.take_at_once(consumer).expect("it was read ahead");
+        found.extend(lease.iter().map(|(seq, _)| seq));
+    }
+    assert_eq!(found, seqs);
+    assert_eq!(stage.core.reads_out, segments as u64);
+}
+
+#[test]
+fn what_is_read_ahead_stays_within_its_part_of_the_hot_tail() {
+    // Room for two events: the segment in which the second one is gets read, and no further one.
+    let (mut stage, seqs) = with_a_backlog(8 * 20_000);
+    let consumer = stage.producer();
+    assert!(!stage.take(consumer).unwrap().is_empty());
+    for _ in 0..10 {
+        stage.turn(TURN);
+    }
+    let bytes = stage.core.cache.bytes_read(0);
+    assert!((10_000..=SEGMENT_LEN as usize + 20_000).contains(&bytes), "{bytes} bytes of {} events", seqs.len());
+}
+
+#[test]
+fn damage_that_was_met_ahead_is_told_once_a_take_wants_it_and_nothing_else_is_lost() {
+    let (mut stage, seqs) = with_a_backlog(8 << 20);
+    let consumer = stage.producer();
+    let third = stage.core.seats[0].log.segments().nth(2).expect("a third segment");
+    let (slot, rotten) = (third.slot, third.first_seq);
+    stage.disks[0].corrupt("d0", &wal::chore::slot_name(slot), |bytes| bytes[INCARNATION_HEADER + 200] ^= 1);
+    let first = stage.take(consumer).unwrap();
+    stage.turn(TURN);
+    assert_eq!(stage.core.stats().take_errors, 0, "nobody has asked for it yet");
+    let (rest, last) = stage.take_all(consumer);
+    let found: Vec<u64> = first.iter().map(|(seq, _)| seq).chain(rest).collect();
+    assert_eq!(found, seqs.iter().copied().filter(|seq| *seq != rotten).collect::<Vec<_>>());
+    assert!(matches!(last, Err(TakeError::Unreadable { range, .. }) if range.contains(rotten)), "{last:?}");
+}
+
+#[test]
+fn a_consumer_that_keeps_up_reads_nothing() {
+    let mut stage = Stage::new(1);
+    stage.core.cache = Cache::new(1 << 20);
+    stage.core.options.hot_tail_bytes = 1 << 20;
+    let (producer, consumer) = (stage.producer(), stage.producer());
+    for _ in 0..40 {
+        stage.put(0, producer, 10_000);
+        let found: Vec<u64> = stage.take_at_once(consumer).expect("in memory").iter().map(|(seq, _)| seq).collect();
+        let settled = stage.settle(consumer, &found);
+        stage.turn(TURN);
+        assert!(settled.try_take().is_ok());
+    }
+    assert_eq!(stage.core.reads_out, 0);
+}
+
+#[test]
+fn a_read_ahead_that_hangs_is_a_disk_that_is_away_and_comes_back() {
+    let (mut stage, seqs) = with_a_backlog(8 << 20);
+    let consumer = stage.producer();
+    let mut found: Vec<u64> = stage.take(consumer).unwrap().iter().map(|(seq, _)| seq).collect();
+    // What is on its way now returns only later.
+    stage.asleep[0] = true;
+    let (more, last) = stage.take_all(consumer);
+    found.extend(more);
+    assert!(matches!(last, Err(TakeError::Unreadable { .. })), "{last:?}");
+    assert!(stage.core.stats().unavailable[0].away);
+    stage.asleep[0] = false;
+    stage.turn(Duration::from_secs(1));
+    found.extend(stage.take_all(consumer).0);
+    assert_eq!(found, seqs);
+    assert!(!stage.core.stats().unhealthy);
 }

@@ -8,6 +8,7 @@ use wal::planted::{self, Bug};
 use super::{Answer, Core, ORDER_WAIT, SETTLED_RUNS_MAX, TakeSender, WaitingTake};
 use crate::api::{Lease, TakeError, TakeLimits};
 use crate::durable::queue::ConsumerId;
+use crate::event::{EventRef, EventSlice};
 use crate::settlement::SeqRange;
 
 impl Core {
@@ -102,20 +103,13 @@ impl Core {
                 }
                 break;
             };
-            let mut fitting = 0;
-            for event in slice.events.iter() {
-                let size = event.bytes();
-                if bytes + size > limits.bytes && (events > 0 || fitting > 0) {
-                    break;
-                }
-                bytes += size;
-                fitting += 1;
-            }
+            let fitting = fitting(&slice.events, limits.bytes.saturating_sub(bytes), events == 0);
             if fitting == 0 {
                 break;
             }
             let whole = fitting == slice.events.len();
             slice.events = slice.events.slice(0..fitting);
+            bytes += slice.events.bytes();
             let range = slice.range();
             self.queue.lease(consumer, range);
             self.cache.leased(range);
@@ -130,4 +124,17 @@ impl Core {
         }
         lease
     }
+}
+
+/// How many events fit `room` bytes; one is taken in any case when it is the `first`.
+fn fitting(events: &EventSlice, room: usize, first: bool) -> usize {
+    if events.bytes() <= room {
+        return events.len();
+    }
+    let mut bytes = 0;
+    let fits = |event: &EventRef<'_>| {
+        bytes += event.bytes();
+        bytes <= room
+    };
+    events.iter().take_while(fits).count().max(usize::from(first))
 }

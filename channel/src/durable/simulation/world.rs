@@ -31,7 +31,7 @@ use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimit
 use crate::durable::core::{Answer, Core, CoreOptions, Start};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
-use crate::durable::read::{Cursor, ReadJob};
+use crate::durable::read::{Buffers, ReadJob};
 use crate::event::EventBatch;
 use crate::settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
 use crate::ticket::Ticket;
@@ -127,9 +127,9 @@ pub(super) struct Life {
     settles: Vec<Asked>,
     producers: Vec<u64>,
     consumers: Vec<u64>,
-    cursors: Vec<Cursor>,
-    /// Reads that are out, one for each disk: on one that stalls they hang.
-    reads: Vec<Option<ReadJob>>,
+    buffers: Arc<Buffers>,
+    /// Reads that are out, by disk: on one that stalls they hang.
+    reads: Vec<Vec<ReadJob>>,
     newest_ordinals: Vec<u64>,
     /// A file could not be removed: the next life will.
     keeps_removed: bool,
@@ -367,8 +367,8 @@ impl World {
             settles: Vec::new(),
             producers,
             consumers,
-            cursors: (0..self.plan.dirs).map(|_| Cursor::default()).collect(),
-            reads: (0..self.plan.dirs).map(|_| None).collect(),
+            buffers: Arc::default(),
+            reads: (0..self.plan.dirs).map(|_| Vec::new()).collect(),
             newest_ordinals: vec![0; self.plan.dirs],
             keeps_removed: false,
         })
@@ -577,24 +577,25 @@ impl World {
         Ok(true)
     }
 
-    /// Every disk reads once what is asked of it, unless it stalls. False if there was nothing to read.
+    /// Every disk that does not stall does one of the reads that are asked of it, whichever. False if there was none.
     fn read(&mut self, life: &mut Life, answers: &mut Vec<Answer>) -> bool {
         let mut reads = false;
         for index in 0..self.plan.dirs {
-            let job = life.reads[index].take().or_else(|| life.core.next_read(index, self.now, 1));
-            if self.stalled[index] > 0 {
-                life.reads[index] = job;
+            while let Some(job) = life.core.next_read(index, self.now, 1) {
+                life.reads[index].push(job);
+            }
+            if self.stalled[index] > 0 || life.reads[index].is_empty() {
                 continue;
             }
-            let Some(job) = job else { continue };
             reads = true;
             if self.phase != Phase::Recovery {
                 self.phase = state_phase(life);
             }
-            let done = job.run(&mut life.cursors[index]);
+            let choice = (self.now.as_micros() / 100) as usize % life.reads[index].len();
+            let read = life.reads[index].swap_remove(choice).run(&life.buffers);
             self.strikes();
             if !self.is_stopped() {
-                life.core.read_done(self.now, index, done, answers);
+                life.core.read_done(self.now, index, read, answers);
             }
         }
         reads
