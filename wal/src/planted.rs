@@ -183,6 +183,8 @@ bugs! {
     StopAtUnreadable,
     /// Events that could not be read are not tried again before the next start.
     ForgetHeld,
+    /// A scrub reads and does not look, so that rot is found by the drain.
+    ScrubBlindly,
     /// Reading back ends at a hole that recovery had found.
     StopAtHole,
 }

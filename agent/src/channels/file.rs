@@ -137,6 +137,14 @@ static KEYS: &[Key] = &[
         KeyDefault::Is("1073741824"),
         "Bytes of dead letters, counted as whole files, at which a sink of this channel stops instead of adding to them. They are in `penstock-dead-letters/SINK` of the first data directory.",
     ),
+    Key::integer(
+        "penstock.scrubHours",
+        0,
+        24 * 365,
+        "hours",
+        KeyDefault::Is("24"),
+        "How often a backlog that stays on disk is read, slowly and while nothing else is to be done, so that rot is reported before a sink meets it; 0 for never.",
+    ),
     Key::choice(
         "penstock.flushDomains",
         &["auto", "separate"],
@@ -286,6 +294,7 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         disk_bytes_max: bytes_max,
         pool_bytes: settings.count("penstock.poolBytes") as u64,
         hot_tail_bytes: settings.count("penstock.hotTailBytes"),
+        scrub_interval: Duration::from_secs(settings.count("penstock.scrubHours") as u64 * 3600),
         on_damage: match settings.choice("penstock.onDamage") {
             "continue" => OnDamage::Continue,
             _ => OnDamage::Refuse,

@@ -58,6 +58,7 @@ mod frames;
 mod paces;
 mod puts;
 pub(crate) mod reads;
+mod scrub;
 mod seat;
 mod settles;
 #[cfg(test)]
@@ -80,6 +81,8 @@ pub(crate) struct CoreOptions {
     /// Bytes of segments on disk at which puts are refused.
     pub(crate) disk_bytes_max: Option<u64>,
     pub(crate) hot_tail_bytes: usize,
+    /// How often what lies on disk is read to see whether it is still there; zero for never.
+    pub(crate) scrub_interval: Duration,
     /// Shortest time between two checkpoints.
     pub(crate) checkpoint_interval: Duration,
 }
@@ -185,12 +188,13 @@ pub(crate) struct Start {
 
 impl Core {
     pub(crate) fn new(options: CoreOptions, random: Arc<dyn Random>, signals: Vec<Arc<Signal>>, start: Start) -> Core {
+        let scrub_interval = options.scrub_interval;
         let mut core = Core {
             cache: Cache::new(options.hot_tail_bytes),
             options,
             random,
             signals,
-            seats: start.logs.into_iter().map(Seat::new).collect(),
+            seats: start.logs.into_iter().map(|log| Seat::new(log, scrub_interval)).collect(),
             queue: start.queue,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -301,7 +305,7 @@ impl Core {
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         let puts = self.waiting.front().map(|put| put.deadline);
         let stuck = self.stuck_puts_due();
-        let (riding, reads) = (self.riding_due(), self.reads_due());
+        let (riding, reads, scrub) = (self.riding_due(), self.reads_due(), self.scrub_due());
         let takes = self.takes.iter().filter_map(|take| take.deadline).min();
         let idle = self.pending.is_empty() && !self.seats.iter().any(|seat| seat.log.has_in_flight());
         // One that finds no room waits for that, and not for time.
@@ -310,7 +314,7 @@ impl Core {
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
         let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
         let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
-        [puts, stuck, riding, reads, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
+        [puts, stuck, riding, reads, scrub, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
     }
 
     /// The identity of the channel.
@@ -445,6 +449,12 @@ impl Core {
 
     fn disk_bytes(&self) -> u64 {
         self.seats.iter().map(|seat| seat.log.disk_bytes()).sum()
+    }
+
+    /// Whether an event can be taken.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn is_queued(&self, seq: u64) -> bool {
+        self.queue.queued().around(seq).is_some()
     }
 
     /// The segments of a log that count.

@@ -69,6 +69,8 @@ pub struct DurableOptions {
     pub disk_bytes_max: Option<u64>,
     /// Bytes of events kept in memory for takes.
     pub hot_tail_bytes: usize,
+    /// How often a backlog that lies on disk is read to see whether it is still there; zero for never.
+    pub scrub_interval: Duration,
     /// Encrypts new frames.
     pub key: Option<ChannelKey>,
     /// Reads old frames; the key for new ones need not be repeated.
@@ -84,6 +86,9 @@ pub struct DurableOptions {
     pub separate_flush_domains: bool,
 }
 
+/// A backlog that is older than this deserves a look.
+const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
 impl DurableOptions {
     /// A plain channel with Flume's limits.
     pub fn new(name: &str, data_dirs: Vec<PathBuf>) -> DurableOptions {
@@ -98,6 +103,7 @@ impl DurableOptions {
             reserve_bytes: 0,
             disk_bytes_max: None,
             hot_tail_bytes: 64 << 20,
+            scrub_interval: SCRUB_INTERVAL,
             key: None,
             old_keys: Vec::new(),
             on_damage: OnDamage::Refuse,
@@ -283,6 +289,7 @@ impl DurableChannel {
             keep_alive: options.keep_alive,
             disk_bytes_max: options.disk_bytes_max,
             hot_tail_bytes: options.hot_tail_bytes,
+            scrub_interval: options.scrub_interval,
             checkpoint_interval: options.checkpoint_interval,
         };
         let writes: Vec<Arc<Signal>> = dirs.iter().map(|_| Arc::default()).collect();

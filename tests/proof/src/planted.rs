@@ -46,7 +46,7 @@ pub(crate) struct One {
 type Look = Box<dyn Fn() -> Result<(), String>>;
 
 /// Which layers look for a bug, cheapest first.
-fn layers(seed: u64) -> [(&'static str, Look); 9] {
+fn layers(seed: u64) -> [(&'static str, Look); 10] {
     [
         ("kept cases", Box::new(|| simulated::kept_cases().map(|_| ()))),
         (
@@ -74,6 +74,7 @@ fn layers(seed: u64) -> [(&'static str, Look); 9] {
         ("forged frames", Box::new(|| Fixture::new(true, false).forge().map(|_| ()))),
         ("flipped bits", Box::new(|| each_bit(Fixture::flip))),
         ("bits flipped while it runs", Box::new(|| each_bit(Fixture::flip_running))),
+        ("bits flipped while it lies idle", Box::new(|| Fixture::new(false, false).flip_idle().map(|_| ()))),
         (
             "simulation",
             Box::new(move || (seed..seed + SEEDS).try_for_each(|seed| simulate(&Plan::from_seed(seed)).map(|_| ()))),

@@ -234,6 +234,16 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
         }
         Err(broken) => tally.failures.push(broken),
     }
+    for encrypted in [false, true] {
+        match Fixture::new(encrypted, false).flip_idle() {
+            Ok(flips) => {
+                tally.cycles += flips.noticed;
+                let what = if encrypted { "told by a scrub, encrypted" } else { "told by a scrub" };
+                tally.counts.push((what, flips.noticed));
+            }
+            Err(broken) => tally.failures.push(broken),
+        }
+    }
     match Fixture::new(true, false).forge() {
         Ok(forged) => tally.counts.push(("forged frames noticed", forged.noticed)),
         Err(broken) => tally.failures.push(broken),

@@ -476,6 +476,7 @@ mod tests {
             keep_alive,
             disk_bytes_max: None,
             hot_tail_bytes: 0,
+            scrub_interval: Duration::ZERO,
             checkpoint_interval: Duration::ZERO,
         };
         Core::new(options, Arc::new(random), vec![Arc::default()], start)

@@ -91,8 +91,10 @@ impl Core {
             && let Some(seq) = self.probe(log)
         {
             (seq, Purpose::Probe)
+        } else if let Some(seq) = self.next_ahead(log) {
+            (seq, Purpose::Ahead)
         } else {
-            (self.next_ahead(log)?, Purpose::Ahead)
+            (self.next_scrub(log, now)?, Purpose::Scrub)
         };
         self.reads_out += 1;
         let id = self.reads_out;
@@ -123,7 +125,7 @@ impl Core {
     /// Whether there is something to read from the disk of a log.
     pub(crate) fn read_is_due(&self, log: usize, now: Duration) -> bool {
         let asked = self.wanted_of(log).is_some() || self.probe_is_due(log, now);
-        !self.closed && (asked || self.may_read_ahead(log))
+        !self.closed && (asked || self.may_read_ahead(log) || self.scrub_is_due(log, now))
     }
 
     /// The event that a take waits for, if it is on this log and nothing brings it yet.
@@ -172,7 +174,7 @@ impl Core {
     }
 
     /// The next stretch of a log that has events to take from `from` on, and the first of them.
-    fn queued_stretch(&self, log: usize, mut from: u64) -> Option<(u64, Stretch)> {
+    pub(super) fn queued_stretch(&self, log: usize, mut from: u64) -> Option<(u64, Stretch)> {
         loop {
             let segment = self.seats[log].log.segments().find(|segment| segment.end_seq > from)?;
             let stretch = segment.stretch_for(from.max(segment.first_seq))?;
@@ -222,6 +224,10 @@ impl Core {
         let reads = &mut self.seats[log].reads;
         let Some(place) = reads.iter().position(|reading| reading.id == read.id) else { return };
         let reading = reads.swap_remove(place);
+        if reading.purpose == Purpose::Scrub {
+            self.scrubbed(now, reading, log, read.done);
+            return self.serve_takes(now, answers);
+        }
         let probed = self.seats[log].unreadable.as_mut().filter(|_| reading.purpose == Purpose::Probe);
         match read.done {
             ReadDone::Found { slices, bytes } => {
@@ -276,7 +282,7 @@ impl Core {
     }
 
     /// A read succeeded: what was not even tried is offered again, and if the event had failed before, so is all that had.
-    fn disk_reads(&mut self, log: usize, seq: Option<u64>) {
+    pub(super) fn disk_reads(&mut self, log: usize, seq: Option<u64>) {
         let Some(unreadable) = &mut self.seats[log].unreadable else { return };
         (unreadable.errors, unreadable.answers) = (0, false);
         self.queue.release(log, Held::Passed);
@@ -290,9 +296,17 @@ impl Core {
         }
     }
 
-    fn cannot_read(&mut self, now: Duration, reading: Reading, log: usize, why: Held, range: SeqRange, cause: String) {
+    pub(super) fn cannot_read(
+        &mut self,
+        now: Duration,
+        reading: Reading,
+        log: usize,
+        why: Held,
+        range: SeqRange,
+        cause: String,
+    ) {
         tracing::error!(channel = self.options.name, %range, ?why, cause, "events cannot be read back; they are held");
-        self.counts.take_errors += 1;
+        self.counts.take_errors += u64::from(reading.purpose != Purpose::Scrub);
         if planted::is(Bug::SkipUnreadable) {
             let skipped = SeqRange::new(reading.range.start, reading.range.start + 1);
             self.queue.lease(0, skipped);

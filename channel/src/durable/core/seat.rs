@@ -11,6 +11,7 @@ use wal::planted::{self, Bug};
 use wal::segment::Segment;
 
 use super::Core;
+use super::scrub::Scrub;
 use crate::durable::job::{Job, PendingState, Retiring};
 use crate::durable::queue::Queue;
 use crate::settlement::SeqRange;
@@ -42,6 +43,7 @@ pub(super) struct Seat {
     pub(super) reads: Vec<Reading>,
     /// Where reading ahead goes on; `None` when nobody drains this log.
     pub(super) ahead_from: Option<u64>,
+    pub(super) scrub: Scrub,
     /// What is known of a disk that does not give out what it holds.
     pub(super) unreadable: Option<Unreadable>,
 }
@@ -55,6 +57,8 @@ pub(super) enum Purpose {
     Probe,
     /// A take will soon want it. If it fails, nothing follows: whoever wants it will see.
     Ahead,
+    /// To find out whether it is still there.
+    Scrub,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +102,7 @@ pub(super) struct Stuck {
 }
 
 impl Seat {
-    pub(super) fn new(log: Log) -> Seat {
+    pub(super) fn new(log: Log, scrub_interval: Duration) -> Seat {
         Seat {
             log,
             written: BTreeMap::new(),
@@ -113,6 +117,7 @@ impl Seat {
             owes_since: None,
             reads: Vec::new(),
             ahead_from: None,
+            scrub: Scrub::new(scrub_interval),
             unreadable: None,
         }
     }
@@ -124,7 +129,7 @@ impl Seat {
 
     /// The read that is out and was asked for.
     pub(super) fn asked(&self) -> Option<&Reading> {
-        self.reads.iter().find(|reading| reading.purpose != Purpose::Ahead)
+        self.reads.iter().find(|reading| matches!(reading.purpose, Purpose::Wanted | Purpose::Probe))
     }
 
     /// The read that is out for longest.
@@ -134,7 +139,7 @@ impl Seat {
 
     /// Whether a read that is out brings the event.
     pub(super) fn is_being_read(&self, seq: u64) -> bool {
-        self.reads.iter().any(|reading| reading.range.contains(seq))
+        self.reads.iter().any(|reading| reading.purpose != Purpose::Scrub && reading.range.contains(seq))
     }
 
     /// From when on the disk counts as stalled, if nothing is heard of it.

@@ -194,6 +194,7 @@ mod tests {
             keep_alive: Duration::ZERO,
             disk_bytes_max: None,
             hot_tail_bytes: 0,
+            scrub_interval: Duration::ZERO,
             checkpoint_interval: Duration::ZERO,
         };
         let start = Start {

@@ -73,6 +73,7 @@ impl Stage {
             keep_alive: KEEP_ALIVE,
             disk_bytes_max: None,
             hot_tail_bytes: 0,
+            scrub_interval: Duration::ZERO,
             checkpoint_interval: Duration::ZERO,
         };
         let signals = disks.iter().map(|_| Arc::default()).collect();

@@ -15,6 +15,8 @@ use super::plan::{Step, Verb};
 use super::world::World;
 
 const BITS: u64 = 8;
+/// Every so manieth byte of a frame is looked at while the channel lies idle: a prime.
+const IDLE_EVERY: usize = 211;
 
 /// Two lives, rolls, a footer, settlements and a note in each, a backlog; stays below 64 KiB.
 const HISTORY: &str =
@@ -173,6 +175,31 @@ impl Fixture {
             let life = world.start().map_err(|error| told(format!("does not open: {error}")))?;
             place.flip(&world);
             flips.count(world.holds(life).map_err(told)?);
+        }
+        Ok(flips)
+    }
+
+    /// Flips bits of each frame whose events wait, under a channel that is open and then lies idle: it must say so before
+    /// anybody takes them.
+    pub fn flip_idle(&self) -> Result<Flips, String> {
+        let mut flips = Flips::default();
+        for (dir, name, bytes) in self.world.platter() {
+            for start in (0..bytes.len()).step_by(PAGE) {
+                let Ok(header) = FrameHeader::decode(&bytes[start..]) else { continue };
+                for byte in (start..start + header.stored_len as usize).step_by(IDLE_EVERY) {
+                    let mut world = self.world.fork();
+                    let life = world.start().map_err(|error| format!("does not open: {error}"))?;
+                    if !world.waits(&life, &name, &header) {
+                        break;
+                    }
+                    let place = Place { dir: &dir, name: &name, byte, mask: 1 << (byte % 8) };
+                    place.flip(&world);
+                    if world.lies(life) == 0 {
+                        return Err(format!("{place}, while it lies idle: nobody says so"));
+                    }
+                    flips.noticed += 1;
+                }
+            }
         }
         Ok(flips)
     }

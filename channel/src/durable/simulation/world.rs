@@ -344,6 +344,7 @@ impl World {
             keep_alive: Duration::from_secs(1),
             disk_bytes_max: None,
             hot_tail_bytes: self.plan.hot_tail,
+            scrub_interval: Duration::from_millis(20),
             checkpoint_interval: Duration::from_millis(20),
         };
         let random = Arc::clone(&self.random);

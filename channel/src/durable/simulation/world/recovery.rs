@@ -2,6 +2,7 @@
 //! everything.
 
 use wal::chore::slot_name;
+use wal::format::frame::FrameHeader;
 use wal::io::sim::contains;
 use wal::segment::Segment;
 
@@ -329,6 +330,25 @@ impl World {
             Err(broken) if broken.starts_with(UNREADABLE) => Ok(false),
             other => other,
         }
+    }
+
+    /// Whether the events of this frame wait in an open channel with one directory.
+    pub(in crate::durable::simulation) fn waits(&self, life: &Life, name: &str, frame: &FrameHeader) -> bool {
+        let here = |segment: &Segment| slot_name(segment.slot) == name && segment.ordinal == frame.ordinal;
+        let holds = |segment: &Segment| here(segment) && segment.range_around(frame.first_seq).is_some();
+        frame.seq_count > 0 && life.core.is_queued(frame.first_seq) && life.core.segments(0).any(holds)
+    }
+
+    /// Lets an open channel lie, and says how many of its events are known to be damaged then.
+    pub(in crate::durable::simulation) fn lies(&mut self, mut life: Life) -> u64 {
+        for _ in 0..40 {
+            let mut answers = Vec::new();
+            self.now += Duration::from_millis(50);
+            life.core.tick(self.now, &mut answers);
+            self.read(&mut life, &mut answers);
+            answers.into_iter().for_each(Answer::send);
+        }
+        life.core.stats().unavailable.iter().map(|disk| disk.damaged_events).sum()
     }
 
     /// Everything that can go on goes on, once.
