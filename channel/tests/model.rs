@@ -77,6 +77,7 @@ impl<const REAL: bool> ReferenceStateMachine for Histories<REAL> {
                     hot_tail,
                     capacity,
                     pool_segments: if seed.is_multiple_of(2) { 0 } else { 8 },
+                    compressed: seed.is_multiple_of(3),
                     steps,
                 };
                 Reference::new(plan)

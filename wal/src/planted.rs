@@ -154,6 +154,10 @@ bugs! {
     /// A disk that stalls counts as one that takes puts, so that they wait without end.
     TrustTheStalled,
 
+    // Compression.
+    /// A compressed transaction is written as if it were a plain one.
+    HideCompression,
+
     // Queue, settlements and notes.
     /// The transactions of a frame are written last first.
     ReversePuts,

@@ -129,6 +129,12 @@ static KEYS: &[Key] = &[
         KeyDefault::Is("1073741824"),
         "Bytes of log files in each data directory up to which drained ones are kept to be written again. Within it every byte is written to the disk once; a new file is zeroed first.",
     ),
+    Key::choice(
+        "penstock.compression",
+        &["none", "zstd"],
+        KeyDefault::Is("none"),
+        "Whether events are compressed on their way into the log. Transactions that do not shrink are written as they are. Worth it where the disk is slower than the processors.",
+    ),
     Key::integer(
         "penstock.deadLetterMaxBytes",
         2 << 20,
@@ -293,6 +299,7 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         reserve_bytes: settings.count("minimumRequiredSpace") as u64,
         disk_bytes_max: bytes_max,
         pool_bytes: settings.count("penstock.poolBytes") as u64,
+        compress: settings.choice("penstock.compression") == "zstd",
         hot_tail_bytes: settings.count("penstock.hotTailBytes"),
         scrub_interval: Duration::from_secs(settings.count("penstock.scrubHours") as u64 * 3600),
         on_damage: match settings.choice("penstock.onDamage") {

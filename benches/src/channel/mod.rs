@@ -78,7 +78,7 @@ pub(crate) struct Arguments {
     /// Encrypt with AES-256-GCM; to open or drain what was filled so, say it again
     #[arg(long)]
     pub(crate) encrypt: bool,
-    /// Not built: refused
+    /// Compress what shrinks
     #[arg(long)]
     pub(crate) compress: bool,
     /// How the log is written: io_uring, direct or buffered; the first that works without it
@@ -111,9 +111,6 @@ impl Mode {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
-    if arguments.compress {
-        return Err("--compress: the channel cannot compress yet".to_owned());
-    }
     let result = match arguments.mode {
         Mode::Load => load::run(arguments)?,
         Mode::Fill => still::fill(arguments)?,
@@ -145,6 +142,7 @@ impl Arguments {
         options.pool_bytes = options.pool_bytes.max(self.warm_pool + (self.warm_pool >> 2));
         options.transaction_capacity = 10_000.max(self.batch as usize).max(self.take_batch as usize);
         options.checkpoint_interval = self.checkpoint_interval;
+        options.compress = self.compress;
         if self.encrypt {
             options.key = Some(ChannelKey::new("bench", [7; 32])?);
         }
@@ -199,7 +197,7 @@ impl Outcome {
             "mode": arguments.mode.name(),
             "producers": arguments.producers, "consumers": arguments.consumers, "dirs": arguments.dir.len(),
             "batch": arguments.batch, "take_batch": arguments.take_batch, "size": arguments.size,
-            "rate": arguments.rate, "encrypt": arguments.encrypt, "payload": arguments.payload.name(),
+            "rate": arguments.rate, "encrypt": arguments.encrypt, "compress": arguments.compress, "payload": arguments.payload.name(),
             "seconds": rounded(seconds),
             "put_ev_s": rate(self.put_events),
             "put_mb_s": self.put_events.map(|events| rounded(bytes(events) / seconds / 1e6)),

@@ -23,11 +23,12 @@ use wal::recover::{Finding, KeyUse, LogScan, Purpose, RecoverError, ShortSegment
 use wal::seal::ChannelKey;
 
 use super::checkpoint::Checkpoint;
+use super::compress;
 use super::found::{Found, witnessed};
 use super::open::{IDENTITY, OpenError, read_identity};
 use super::ranges::RangeSet;
 use super::read::{Chunk, ReadSource, decode};
-use super::sections::{self, NOTES, SETTLEMENT, SNAPSHOT, TRANSACTION};
+use super::sections::{self, COMPRESSED, NOTES, SETTLEMENT, SNAPSHOT, TRANSACTION};
 use crate::api::LeasedSlice;
 use crate::event::{EventSlice, MalformedEvents};
 use crate::settlement::SeqRange;
@@ -350,7 +351,7 @@ impl Content {
         let mut content = Content::empty(log, &dir.name());
         let mut own = Found::default();
         let purpose = Purpose::Inspect { depth: looking.depth, from_disk: looking.from_disk };
-        let keep = |kind: u16| kind != TRANSACTION;
+        let keep = |kind: u16| !sections::is_transaction(kind);
         content.scan =
             read_log(dir, log, channel, &looking.keys, purpose, &Known::default(), &keep, &mut |header, kept| {
                 content.frames += 1;
@@ -555,11 +556,17 @@ impl Iterator for Walk<'_> {
 pub fn check_section(kind: u16, payload: &[u8]) -> Result<(), MalformedEvents> {
     match kind {
         TRANSACTION => EventSlice::decode(bytes::Bytes::copy_from_slice(payload)).map(drop),
+        COMPRESSED => compress::expand(payload).and_then(|plain| EventSlice::decode(plain.into())).map(drop),
         SETTLEMENT => sections::decode_settlements(payload).map(drop),
         NOTES => sections::decode_notes(payload).map(drop),
         SNAPSHOT => sections::decode_snapshot(payload).map(drop),
         _ => Ok(()),
     }
+}
+
+/// What a plain transaction's section would hold instead of this payload of a compressed one.
+pub fn expand(payload: &[u8]) -> Result<Vec<u8>, MalformedEvents> {
+    compress::expand(payload)
 }
 
 /// Whether these are the contents of a checkpoint.

@@ -5,8 +5,9 @@ use wal::format::section;
 use wal::frame_writer::FrameWriter;
 use wal::io::buffer::Buffer;
 use wal::log::Reservation;
+use wal::planted::{self, Bug};
 
-use super::sections::{SettledRuns, TRANSACTION, VersionedNote};
+use super::sections::{COMPRESSED, SettledRuns, TRANSACTION, VersionedNote};
 use crate::api::{PutError, PutReceipt};
 use crate::event::EventBatch;
 use crate::settlement::{SeqRange, SettleError};
@@ -20,6 +21,8 @@ pub(crate) struct PendingPut {
     pub(crate) producer: u64,
     pub(crate) prefix: Vec<u8>,
     pub(crate) batch: EventBatch,
+    /// The payload of its section, where that is shorter than `prefix` and the records.
+    compressed: Option<Vec<u8>>,
     /// `None` once the producer has its answer.
     pub(crate) sender: Option<PutSender>,
     /// When the producer gives up waiting for room.
@@ -36,7 +39,13 @@ impl PendingPut {
         deadline: std::time::Duration,
     ) -> PendingPut {
         let prefix = batch.encoded_prefix();
-        PendingPut { producer, prefix, batch, sender: Some(sender), deadline, voids: Vec::new() }
+        PendingPut { producer, prefix, batch, compressed: None, sender: Some(sender), deadline, voids: Vec::new() }
+    }
+
+    /// The same, in fewer bytes if `compress` makes it shorter.
+    pub(crate) fn compressed(mut self, compress: impl FnOnce(&[u8], &[u8]) -> Option<Vec<u8>>) -> PendingPut {
+        self.compressed = compress(&self.prefix, self.batch.records());
+        self
     }
 
     pub(crate) fn events(&self) -> u64 {
@@ -45,6 +54,11 @@ impl PendingPut {
 
     /// Bytes of its section in a frame.
     pub(crate) fn section_len(&self) -> usize {
+        self.compressed.as_ref().map_or(self.plain_len(), |compressed| section::HEADER + compressed.len())
+    }
+
+    /// Bytes of its section if it is not compressed, which it will be in memory.
+    pub(crate) fn plain_len(&self) -> usize {
         section::HEADER + self.prefix.len() + self.batch.records().len()
     }
 }
@@ -99,7 +113,16 @@ impl Job {
         let mut frame = FrameWriter::new(header, key.as_deref(), plaintext, buffer);
         frame.append(&self.sections);
         for pending in &self.puts {
-            frame.append(&section::header(TRANSACTION, 0, pending.section_len() - section::HEADER));
+            let kind = if pending.compressed.is_some() && !planted::is(Bug::HideCompression) {
+                COMPRESSED
+            } else {
+                TRANSACTION
+            };
+            frame.append(&section::header(kind, 0, pending.section_len() - section::HEADER));
+            if let Some(compressed) = &pending.compressed {
+                frame.append(compressed);
+                continue;
+            }
             frame.append(&pending.prefix);
             frame.append(pending.batch.records());
         }

@@ -6,6 +6,7 @@
 
 mod cache;
 mod checkpoint;
+mod compress;
 mod core;
 mod found;
 pub mod inspect;

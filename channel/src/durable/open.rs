@@ -27,7 +27,7 @@ use super::checkpoint::Checkpoint;
 use super::core::Start;
 use super::found::{Found, witnessed};
 use super::queue::Queue;
-use super::sections::TRANSACTION;
+use super::sections::is_transaction;
 use crate::settlement::SeqRange;
 
 pub(crate) const IDENTITY: &str = "identity";
@@ -265,7 +265,7 @@ fn read_all(
             &settings.keys,
             Purpose::Recover { footers: settings.footers },
             known,
-            &|kind| kind != TRANSACTION,
+            &|kind| !is_transaction(kind),
             &mut |header, kept| own.take(header, kept),
         )?;
         if !scan.has_all(known) {

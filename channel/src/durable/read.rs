@@ -16,11 +16,12 @@ use wal::format::frame::{self, FrameHeader};
 use wal::format::section::sections;
 use wal::io::File;
 use wal::io::buffer::Buffer;
-use wal::limits::{FRAME_TARGET, PAGE};
+use wal::limits::{FRAME_MAX, FRAME_TARGET, PAGE};
 use wal::planted::{self, Bug};
 use wal::segment::{INDEX_STEP, Incarnation, Segment, Stretch};
 
-use super::sections::TRANSACTION;
+use super::compress;
+use super::sections::{COMPRESSED, TRANSACTION};
 use crate::api::LeasedSlice;
 use crate::event::EventSlice;
 use crate::settlement::SeqRange;
@@ -29,6 +30,9 @@ use crate::settlement::SeqRange;
 const PIECE: usize = INDEX_STEP as usize + FRAME_TARGET;
 /// Bytes asked for at once before it is known how long the frames are.
 const PIECE_MAX: u64 = 4 << 20;
+/// Once compressed transactions have become so many bytes, no more frames are expanded in one go: a mebibyte on disk may be
+/// hundreds in memory.
+const EXPANDED_MAX: usize = 4 << 20;
 /// Buffers that are kept to be read into again.
 const SPARES_MAX: usize = 8;
 
@@ -227,7 +231,7 @@ impl ReadJob {
                 damaged(header.first_seq, header.end_seq(), format!("{}: {cause}", at(header.offset)))
             }
             _ if finds.slices.is_empty() => self.missed(self.next, offset, lost),
-            _ => ReadDone::Found { slices: finds.slices, bytes: finds.bytes },
+            _ => ReadDone::Found { slices: finds.slices, bytes: finds.bytes + finds.expanded },
         }
     }
 
@@ -255,13 +259,24 @@ struct Finds<'a> {
     frames: Vec<FrameHeader>,
     slices: Vec<LeasedSlice>,
     bytes: usize,
+    /// Bytes that compressed transactions became; they have memory of their own.
+    expanded: usize,
     /// The first frame whose body is not what its header says.
     malformed: Option<(FrameHeader, String)>,
 }
 
 impl<'a> Finds<'a> {
     fn new(buffers: &'a Arc<Buffers>, end: u64) -> Finds<'a> {
-        Finds { buffers, end, chunk: None, frames: Vec::new(), slices: Vec::new(), bytes: 0, malformed: None }
+        Finds {
+            buffers,
+            end,
+            chunk: None,
+            frames: Vec::new(),
+            slices: Vec::new(),
+            bytes: 0,
+            expanded: 0,
+            malformed: None,
+        }
     }
 
     fn any(&self) -> bool {
@@ -290,8 +305,12 @@ impl<'a> Finds<'a> {
         let bytes = Bytes::from_owner(lent);
         self.bytes += bytes.len();
         for header in self.frames.drain(..) {
+            if self.expanded > EXPANDED_MAX {
+                // What is left out is asked for once it is wanted, and not sooner.
+                break;
+            }
             let body = (header.offset - start) as usize + frame::HEADER;
-            match decode_body(bytes.slice(body..body + header.body_len as usize), &header) {
+            match decode_body(bytes.slice(body..body + header.body_len as usize), &header, &mut self.expanded) {
                 Ok(more) => self.slices.extend(more),
                 Err(cause) => {
                     self.malformed.get_or_insert((header, cause));
@@ -417,18 +436,27 @@ pub(crate) fn decode(
 ) -> Result<Vec<LeasedSlice>, String> {
     let mut own = bytes.to_vec();
     check(&mut own, header, incarnation)?;
-    decode_body(Bytes::from(own).slice(frame::HEADER..frame::HEADER + header.body_len as usize), header)
+    decode_body(Bytes::from(own).slice(frame::HEADER..frame::HEADER + header.body_len as usize), header, &mut 0)
 }
 
 /// The transactions of a frame's body, with the numbers of their events.
-pub(crate) fn decode_body(body: Bytes, header: &FrameHeader) -> Result<Vec<LeasedSlice>, String> {
+/// How far it was expanded is added to `expanded`.
+fn decode_body(body: Bytes, header: &FrameHeader, expanded: &mut usize) -> Result<Vec<LeasedSlice>, String> {
     let mut slices = Vec::new();
-    let mut next = header.first_seq;
+    let (mut next, before) = (header.first_seq, *expanded);
     for section in sections(&body).map_err(|damage| damage.to_string())? {
-        if section.kind != TRANSACTION {
-            continue;
-        }
-        let events = EventSlice::decode(body.slice_ref(section.payload)).map_err(|error| error.to_string())?;
+        let encoded = match section.kind {
+            TRANSACTION => Ok(body.slice_ref(section.payload)),
+            COMPRESSED => {
+                *expanded += compress::expanded_len(section.payload).map_err(|error| error.to_string())?;
+                if *expanded - before > FRAME_MAX {
+                    return Err("it expands to more than a frame".to_owned());
+                }
+                compress::expand(section.payload).map(Bytes::from)
+            }
+            _ => continue,
+        };
+        let events = encoded.and_then(EventSlice::decode).map_err(|error| error.to_string())?;
         let count = events.len() as u64;
         if count > 0 {
             slices.push(LeasedSlice { first_seq: next, events });

@@ -16,10 +16,17 @@ pub(crate) const TRANSACTION: u16 = 16;
 pub(crate) const SETTLEMENT: u16 = 17;
 pub(crate) const NOTES: u16 = 18;
 pub(crate) const SNAPSHOT: u16 = 19;
+/// A transaction whose payload `compress.rs` made shorter.
+pub(crate) const COMPRESSED: u16 = 32;
+
+/// Whether sections of this kind hold events.
+pub(crate) fn is_transaction(kind: u16) -> bool {
+    matches!(kind, TRANSACTION | COMPRESSED)
+}
 
 /// Whether this build reads a kind of section.
 pub(crate) fn is_known(kind: u16) -> bool {
-    matches!(kind, section::MARKS | section::FOOTER | TRANSACTION | SETTLEMENT | NOTES | SNAPSHOT)
+    matches!(kind, section::MARKS | section::FOOTER | SETTLEMENT | NOTES | SNAPSHOT) || is_transaction(kind)
 }
 
 /// What a settled run was settled as: the books depend on it.

@@ -18,6 +18,7 @@ use wal::io::real::{Backend, RealDir};
 use wal::limits::{DEPTH_DEFAULT, SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
 
+use super::compress::Compression;
 use super::core::reads::READS_MAX;
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
@@ -71,6 +72,8 @@ pub struct DurableOptions {
     pub hot_tail_bytes: usize,
     /// How often a backlog that lies on disk is read to see whether it is still there; zero for never.
     pub scrub_interval: Duration,
+    /// Compresses transactions that shrink.
+    pub compress: bool,
     /// Encrypts new frames.
     pub key: Option<ChannelKey>,
     /// Reads old frames; the key for new ones need not be repeated.
@@ -104,6 +107,7 @@ impl DurableOptions {
             disk_bytes_max: None,
             hot_tail_bytes: 64 << 20,
             scrub_interval: SCRUB_INTERVAL,
+            compress: false,
             key: None,
             old_keys: Vec::new(),
             on_damage: OnDamage::Refuse,
@@ -140,6 +144,7 @@ pub(super) struct Shared {
     key: Option<ChannelKey>,
     started: Instant,
     transaction_capacity: usize,
+    compress: bool,
     stopping: AtomicBool,
 }
 
@@ -309,6 +314,7 @@ impl DurableChannel {
             key: options.key.clone(),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
+            compress: options.compress,
             stopping: AtomicBool::new(false),
         });
         let mut channel =
@@ -495,7 +501,7 @@ fn clock_loop(shared: &Shared) {
 impl Channel for DurableChannel {
     fn producer(&self) -> Box<dyn Producer> {
         let id = self.shared.lock().handle();
-        Box::new(DurableProducer { shared: Arc::clone(&self.shared), id })
+        Box::new(DurableProducer { shared: Arc::clone(&self.shared), id, compression: Compression::default() })
     }
 
     fn consumer(&self, _name: &str) -> Box<dyn Consumer> {
@@ -534,12 +540,16 @@ impl Drop for DurableChannel {
 struct DurableProducer {
     shared: Arc<Shared>,
     id: u64,
+    compression: Compression,
 }
 
 impl Producer for DurableProducer {
     fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>> {
         let (sender, ticket) = Ticket::pair();
-        let put = PendingPut::new(self.id, batch, sender, Duration::ZERO);
+        let mut put = PendingPut::new(self.id, batch, sender, Duration::ZERO);
+        if self.shared.compress {
+            put = put.compressed(|prefix, records| self.compression.compress(prefix, records));
+        }
         self.shared.step(|core, now, answers| core.put(now, put, answers));
         ticket
     }

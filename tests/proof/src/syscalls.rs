@@ -142,6 +142,7 @@ fn pass(seed: u64, pass: u64) -> (Plan, Backend) {
         hot_tail: if random.below(2) == 0 { 2000 } else { 100_000 },
         capacity: 10_000,
         pool_segments: 0,
+        compressed: pass.is_multiple_of(3),
         steps: Vec::new(),
     };
     let mut step = |verb, args| plan.steps.push(Step::new(verb, args));

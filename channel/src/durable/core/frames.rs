@@ -8,7 +8,7 @@ use wal::chore::Chore;
 use wal::device::WriteSlot;
 use wal::format::frame;
 use wal::format::section::LogMark;
-use wal::limits::{FRAME_TARGET, PAGE};
+use wal::limits::{FRAME_MAX, FRAME_TARGET, PAGE};
 use wal::log::{Completion, FooterRequest, FrameRequest, Refused, Reservation};
 use wal::planted::{self, Bug};
 
@@ -17,6 +17,10 @@ use crate::api::{PutError, PutReceipt};
 use crate::durable::job::{Job, PendingPut, PendingState, Retiring};
 use crate::durable::sections::{self, Mark, SettledRuns, Snapshot, VersionedNote};
 use crate::settlement::{NoteUpdate, SeqRange, SettleError};
+
+/// Several compressed transactions in one frame are together at most so many times as long as the frame may get.
+const EXPANSION_MAX: usize = 8;
+const _: () = assert!(EXPANSION_MAX * FRAME_TARGET <= FRAME_MAX);
 
 impl Core {
     /// The next frame for a log, if there is something to write and the device has a slot for it.
@@ -135,7 +139,7 @@ impl Core {
 
     /// Which pending puts go into the next frame of a log: in order, up to the target.
     pub(super) fn choose(&self, index: usize) -> (Vec<usize>, usize) {
-        let (mut chosen, mut bytes) = (Vec::new(), 0);
+        let (mut chosen, mut bytes, mut plain_bytes) = (Vec::new(), 0, 0);
         let limit = FRAME_TARGET.min(self.seats[index].log.body_max() / 2);
         for (place, put) in self.pending.iter().enumerate() {
             // A producer's unacknowledged transactions stay on one log, or they might pass each other.
@@ -145,10 +149,13 @@ impl Core {
             if bound && !planted::is(Bug::IgnoreAffinity) {
                 continue;
             }
-            if !chosen.is_empty() && bytes + put.section_len() > limit {
+            // A frame is read as a whole, so what it expands to is bounded as well.
+            let expands_too_far = plain_bytes + put.plain_len() > EXPANSION_MAX * limit;
+            if !chosen.is_empty() && (bytes + put.section_len() > limit || expands_too_far) {
                 break;
             }
             bytes += put.section_len();
+            plain_bytes += put.plain_len();
             chosen.push(place);
         }
         (chosen, bytes)

@@ -22,8 +22,9 @@ impl Core {
             Some(PutError::Closed)
         } else if events > self.options.transaction_capacity {
             Some(PutError::TooManyEvents { channel: channel(), events, limit: self.options.transaction_capacity })
-        } else if put.section_len() > self.put_bytes_max() {
-            Some(PutError::TooLarge { channel: channel(), bytes: put.section_len(), limit: self.put_bytes_max() })
+        } else if put.plain_len() > self.put_bytes_max() {
+            // Whether a batch is taken must not depend on how well it compresses.
+            Some(PutError::TooLarge { channel: channel(), bytes: put.plain_len(), limit: self.put_bytes_max() })
         } else {
             None
         };
@@ -38,7 +39,7 @@ impl Core {
             return;
         }
         put.deadline = now + self.options.keep_alive;
-        let crowded = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + put.section_len() > WAITING_BYTES_MAX;
+        let crowded = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + put.plain_len() > WAITING_BYTES_MAX;
         if crowded && !self.waiting.is_empty() {
             self.counts.put_errors += 1;
             let detail = no_room(&self.options.name);
@@ -46,7 +47,7 @@ impl Core {
             return;
         }
         put.sender = Some(sender);
-        self.waiting_bytes += put.section_len();
+        self.waiting_bytes += put.plain_len();
         self.waiting.push_back(put);
         self.admit();
         self.expire_puts(now, answers);
@@ -63,7 +64,7 @@ impl Core {
             && self.has_room_for(put.events())
         {
             let put = self.waiting.pop_front().expect("just seen");
-            self.waiting_bytes -= put.section_len();
+            self.waiting_bytes -= put.plain_len();
             self.pending_events += put.events();
             self.pending.push_back(put);
         }
@@ -74,7 +75,7 @@ impl Core {
         let channel = self.options.name.clone();
         while let Some(put) = self.waiting.pop_front_if(|put| put.deadline <= now) {
             let detail = no_room(&channel);
-            self.waiting_bytes -= put.section_len();
+            self.waiting_bytes -= put.plain_len();
             self.counts.put_errors += 1;
             if let Some(sender) = put.sender {
                 answers.push(Answer::Put(sender, Err(PutError::Full { channel: channel.clone(), detail })));

@@ -28,6 +28,8 @@ pub struct Plan {
     pub capacity: u64,
     /// Segments that are kept when they are drained.
     pub pool_segments: u64,
+    /// Whether transactions are compressed, short ones too.
+    pub compressed: bool,
     pub steps: Vec<Step>,
 }
 
@@ -126,6 +128,7 @@ impl Plan {
             capacity: if rng.chance(5) { 30 + rng.below(100) } else { 10_000 },
             // Drawn apart, so that older seeds mean what they meant but for this.
             pool_segments: if (seed ^ seed >> 7).is_multiple_of(2) { 0 } else { 8 },
+            compressed: (seed ^ seed >> 5).is_multiple_of(3),
             steps: Vec::new(),
         };
         let moods = Moods::draw(&mut rng);
@@ -241,7 +244,7 @@ impl fmt::Display for Plan {
         writeln!(
             formatter,
             "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {} \
-             pool {}",
+             pool {} compressed {}",
             self.seed,
             self.dirs,
             u8::from(self.encrypted),
@@ -251,7 +254,8 @@ impl fmt::Display for Plan {
             u8::from(self.one_device),
             self.hot_tail,
             self.capacity,
-            self.pool_segments
+            self.pool_segments,
+            u8::from(self.compressed)
         )?;
         for Step { verb, args: [first, second, third] } in &self.steps {
             let name = Verb::NAMES.iter().find(|(_, found)| found == verb).map_or("?", |(name, _)| name);
@@ -281,6 +285,7 @@ impl Plan {
             hot_tail: number("hot-tail")? as usize,
             capacity: number("capacity")?,
             pool_segments: number("pool").unwrap_or(0),
+            compressed: number("compressed").unwrap_or(0) != 0,
             steps: Vec::new(),
         };
         for line in lines {

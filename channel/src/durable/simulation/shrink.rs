@@ -37,6 +37,7 @@ pub fn shrink(plan: &Plan, fails: &dyn Fn(&Plan) -> bool) -> Plan {
         }
         for simpler in [
             Plan { encrypted: false, ..best.clone() },
+            Plan { compressed: false, ..best.clone() },
             Plan { overlap: false, ..best.clone() },
             Plan { one_device: false, ..best.clone() },
             Plan { depth: 1, ..best.clone() },

@@ -28,6 +28,7 @@ use super::coverage::{Coverage, FaultKind, Phase};
 use super::model::{Known, Model, SECRET, Settled, body_of};
 use super::plan::{Plan, Step, Verb};
 use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimits, Unavailable};
+use crate::durable::compress::compress;
 use crate::durable::core::{Answer, Core, CoreOptions, Start};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, open};
@@ -515,7 +516,10 @@ impl World {
         }
         self.report.events_put += events as u64 + 1;
         let (sender, ticket) = Ticket::pair();
-        let pending = PendingPut::new(life.producers[producer], batch, sender, Duration::ZERO);
+        let mut pending = PendingPut::new(life.producers[producer], batch, sender, Duration::ZERO);
+        if self.plan.compressed {
+            pending = pending.compressed(compress);
+        }
         life.core.put(self.now, pending, answers);
         life.puts.push((put, ticket));
     }
