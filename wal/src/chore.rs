@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::format::frame::FrameHeader;
 use crate::format::incarnation::IncarnationHeader;
-use crate::frame_writer::FrameWriter;
+use crate::frame_writer::{FrameWriter, Workbench};
 use crate::io::buffer::Buffer;
 use crate::io::{Dir, File, durable};
 use crate::limits::{INCARNATION_HEADER, PAGE};
@@ -98,8 +98,8 @@ impl Chore {
             }
             Chore::Footer { header, body, key, file } => {
                 let mut frame = Buffer::zeroed(header.stored_len as usize)?;
-                let mut plaintext = Vec::new();
-                let mut writer = FrameWriter::new(header, key.as_deref(), &mut plaintext, &mut frame);
+                let mut bench = Workbench::default();
+                let mut writer = FrameWriter::new(header, key.as_deref(), &mut bench, &mut frame);
                 writer.append(body);
                 writer.finish();
                 file.write_durable_at(&frame, header.offset)?;

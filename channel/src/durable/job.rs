@@ -2,7 +2,7 @@
 
 use wal::device::WriteSlot;
 use wal::format::section;
-use wal::frame_writer::FrameWriter;
+use wal::frame_writer::{FrameWriter, Workbench};
 use wal::io::buffer::Buffer;
 use wal::log::Reservation;
 use wal::planted::{self, Bug};
@@ -103,14 +103,14 @@ impl Job {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn sealed(&self) -> std::io::Result<Buffer> {
         let mut buffer = Buffer::zeroed(self.stored_len())?;
-        self.seal(&mut buffer, &mut Vec::new());
+        self.seal(&mut buffer, &mut Workbench::default());
         Ok(buffer)
     }
 
-    /// Makes of `buffer`, which is as long as the frame, the frame ready to write. `plaintext` is where encryption works.
-    pub(crate) fn seal(&self, buffer: &mut Buffer, plaintext: &mut Vec<u8>) {
+    /// Makes of `buffer`, which is as long as the frame, the frame ready to write.
+    pub(crate) fn seal(&self, buffer: &mut Buffer, bench: &mut Workbench) {
         let Reservation { header, key, .. } = &self.reservation;
-        let mut frame = FrameWriter::new(header, key.as_deref(), plaintext, buffer);
+        let mut frame = FrameWriter::new(header, key.as_deref(), bench, buffer);
         frame.append(&self.sections);
         for pending in &self.puts {
             let kind = if pending.compressed.is_some() && !planted::is(Bug::HideCompression) {

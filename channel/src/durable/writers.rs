@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use wal::frame_writer::Workbench;
 use wal::io::buffer::Buffer;
 use wal::io::real::Backend;
 use wal::io::uring::Ring;
@@ -85,14 +86,14 @@ fn ended(shared: &Shared, written: impl IntoIterator<Item = (Job, io::Result<()>
 fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
     let signal = &shared.writes[index];
     let mut flying = BTreeMap::new();
-    let (mut written, mut plaintext) = (Vec::new(), Vec::new());
+    let (mut written, mut bench) = (Vec::new(), Workbench::default());
     loop {
         let seen = signal.count();
         while let Some((job, _)) = next_job(shared, index) {
             let (id, file) = (job.reservation.id, Arc::clone(&job.reservation.file));
             match ring.buffer(job.stored_len()) {
                 Ok(mut frame) => {
-                    job.seal(&mut frame, &mut plaintext);
+                    job.seal(&mut frame, &mut bench);
                     ring.write(id, &file, frame, job.reservation.header.offset);
                     flying.insert(id, job);
                 }
@@ -121,7 +122,7 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
 fn thread_loop(shared: &Shared, index: usize) {
     let signal = &shared.writes[index];
     let mut spare = Buffer::zeroed(FRAME_BUFFER).ok();
-    let mut plaintext = Vec::new();
+    let mut bench = Workbench::default();
     loop {
         let seen = signal.count();
         let Some((job, more)) = next_job(shared, index) else {
@@ -140,7 +141,7 @@ fn thread_loop(shared: &Shared, index: usize) {
         let (frame, result) = match kept.map_or_else(|| Buffer::zeroed(len.max(FRAME_BUFFER)), Ok) {
             Ok(mut frame) => {
                 frame.set_len(len);
-                job.seal(&mut frame, &mut plaintext);
+                job.seal(&mut frame, &mut bench);
                 let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
                 (Some(frame), result)
             }

@@ -1,8 +1,7 @@
 //! Copies into memory that a disk reads next.
 //!
-//! The device, or its host, has just read the frame that was in the same buffer before, so another processor's cache has
-//! these lines. Ordinary stores fetch each of them back before they change it: on a virtual disk 2 to 10 GB/s were
-//! measured for a 256 KiB frame, and 12 to 28 GB/s for stores that go past the caches. Nobody reads the bytes here again.
+//! Past the caches: lines that another processor has are not fetched back before they are changed, and what is in the
+//! caches stays there. Whether that is faster is for the caller to find out.
 
 #![expect(unsafe_code, reason = "streaming stores are an intrinsic that takes an address")]
 
