@@ -70,7 +70,7 @@ impl Identity {
     }
 
     pub fn classify(page: &[u8; PAGE]) -> Classified<Identity> {
-        if page.iter().all(|&byte| byte == 0) {
+        if *page == [0; PAGE] {
             return Classified::Absent;
         }
         match Identity::decode(page) {

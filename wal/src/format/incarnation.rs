@@ -120,7 +120,7 @@ impl IncarnationHeader {
 
     /// Reads one copy. Place and owner are the caller's to compare.
     pub fn classify(page: &[u8; PAGE]) -> Classified<IncarnationHeader> {
-        if page.iter().all(|&byte| byte == 0) {
+        if *page == [0; PAGE] {
             return Classified::Absent;
         }
         match IncarnationHeader::decode(page) {
