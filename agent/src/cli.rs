@@ -57,6 +57,13 @@ enum KeysCommand {
         #[arg(long, default_value = "k1")]
         id: String,
     },
+    /// Add a key to a key file. Agents that run seal with it from their next look on; what is there stays readable.
+    Rotate {
+        file: PathBuf,
+        /// What `encryption.activeKey` says. The new key is called ID.2, the next one ID.3.
+        #[arg(long, default_value = "k1")]
+        id: String,
+    },
 }
 
 /// Where the configuration is.
@@ -143,6 +150,14 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode 
         Command::Validate(arguments) => validate(arguments),
         Command::Keys { command: KeysCommand::Generate { file, id } } => match KeyFile::generate(&file, &id) {
             Ok(()) => say(&format!("key {id} is in {}; keep a copy where the data is not", file.display())),
+            Err(error) => complain(&error.to_string(), EXIT_FAILED),
+        },
+        Command::Keys { command: KeysCommand::Rotate { file, id } } => match KeyFile::rotate(&file, &id) {
+            Ok(new) => say(&format!(
+                "key {new} is in {}; agents with activeKey = {id} seal with it from their next look on. Keep a copy where the \
+                 data is not, and keep the older keys: they open what was sealed with them",
+                file.display()
+            )),
             Err(error) => complain(&error.to_string(), EXIT_FAILED),
         },
         Command::ConfigReference => say(reference::markdown().trim_end()),

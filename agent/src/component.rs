@@ -22,6 +22,7 @@ use channel::{Channel, Consumer, Devices, EventBatch, Lease, TakeError, TakeLimi
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::dead_letters::Graveyard;
+use crate::key_watch::KeyWatch;
 
 pub use crate::config::settings::{Default as KeyDefault, Key, Kind, Refused, Setting, Settings, Status};
 pub use crate::intake::{AcceptError, Everywhere, Intake, IntakePlan, Interceptor, NamedChannel, Route, Selector};
@@ -107,6 +108,8 @@ pub struct Opened {
     pub channel: Arc<dyn Channel>,
     /// Where its sinks put events that they can never write; durable channels have one.
     pub graveyard: Option<Graveyard>,
+    /// Sees that its key was rotated; encrypted channels have one.
+    pub key_watch: Option<KeyWatch>,
 }
 
 /// What one round of a sink came to.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use channel::{Channel, ChannelStats, Devices, DurableChannel, DurableOptions, EventBatch, Existing, PutError};
+use wal::seal::ChannelKey;
 
 use crate::component::{BoxFuture, DeadLetters};
 use crate::telemetry::counters::Gauge;
@@ -71,7 +72,7 @@ impl Graveyard {
             options,
             devices: Arc::clone(&self.devices),
             start_time: Gauge::default(),
-            state: Mutex::new(State::Unopened),
+            state: Mutex::new(State::Unopened(None)),
         }))
     }
 }
@@ -90,7 +91,8 @@ struct Inner {
 }
 
 enum State {
-    Unopened,
+    /// With the key that it will have, where it is another than its options say.
+    Unopened(Option<ChannelKey>),
     Open(Arc<DurableChannel>),
     Closed,
 }
@@ -99,6 +101,20 @@ impl Grave {
     /// Its name among the channels.
     pub fn name(&self) -> &str {
         &self.0.options.name
+    }
+
+    /// The channel whose events it takes.
+    pub fn channel(&self) -> &str {
+        &self.0.channel
+    }
+
+    /// Seals new letters with another key.
+    pub fn rotate(&self, key: &ChannelKey) {
+        match &mut *self.0.lock() {
+            State::Unopened(rotated) => *rotated = Some(key.clone()),
+            State::Open(channel) => channel.rotate(key),
+            State::Closed => {}
+        }
     }
 
     /// Counters and the time of opening, once there was a letter.
@@ -131,13 +147,14 @@ impl Inner {
 
     /// The channel, opened when it is not open yet. Blocks while it does.
     fn open(&self) -> Result<Arc<DurableChannel>, String> {
+        let mut options = self.options.clone();
         let mut state = self.lock();
         match &*state {
             State::Open(channel) => return Ok(Arc::clone(channel)),
             State::Closed => return Err("the agent is stopping".to_owned()),
-            State::Unopened => {}
+            State::Unopened(rotated) => options.key = rotated.clone().or(options.key),
         }
-        let opened = DurableChannel::open(self.options.clone(), &self.devices).map_err(|error| error.to_string())?;
+        let opened = DurableChannel::open(options, &self.devices).map_err(|error| error.to_string())?;
         let opened = Arc::new(opened);
         *state = State::Open(Arc::clone(&opened));
         self.start_time.set_to_now();

@@ -164,7 +164,7 @@ async fn control_loop(
                 return Ok(stop(running, options.stop_limit, &mut signals).await);
             }
             _ = polls.tick() => match watch.look() {
-                Change::None => {}
+                Change::None => running.look_at_keys(),
                 Change::Unreadable(problem) => {
                     tracing::error!("reload: cannot read the configuration, the old one runs on: {problem}");
                 }

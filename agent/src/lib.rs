@@ -7,6 +7,7 @@ pub mod config;
 pub mod dead_letters;
 pub mod intake;
 pub mod interceptors;
+pub mod key_watch;
 pub mod launch;
 pub mod own_host;
 pub mod reload;

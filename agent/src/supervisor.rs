@@ -17,6 +17,7 @@ use crate::component::{
 };
 use crate::config::plan::{ChannelPlan, Plan, SinkPlan, SourcePlan};
 use crate::dead_letters::{Grave, Graveyard};
+use crate::key_watch::KeyWatch;
 use crate::runner;
 use crate::telemetry::counters::Gauge;
 use crate::telemetry::registry::{Registry, Subject};
@@ -72,6 +73,7 @@ pub struct OpenedChannel {
     settings: Vec<(String, String)>,
     start_time: Arc<Gauge>,
     graveyard: Option<Graveyard>,
+    key_watch: Option<KeyWatch>,
 }
 
 /// One source or sink.
@@ -184,7 +186,7 @@ async fn open(plan: ChannelPlan, devices: &Arc<Devices>) -> Result<OpenedChannel
     let (name, unopened) = (plan.name.clone(), plan.channel);
     let devices = Arc::clone(devices);
     let outcome = tokio::task::spawn_blocking(move || unopened.open(&devices)).await;
-    let Opened { channel, graveyard } = match outcome {
+    let Opened { channel, graveyard, key_watch } = match outcome {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return Err(ComponentError(format!("channel {name} does not open: {error}"))),
         Err(panic) => return Err(ComponentError(format!("channel {name} does not open, a defect of ours: {panic}"))),
@@ -193,7 +195,7 @@ async fn open(plan: ChannelPlan, devices: &Arc<Devices>) -> Result<OpenedChannel
     start_time.set_to_now();
     tracing::info!("channel {name} open ({})", plan.alias);
     let named = NamedChannel { name, channel };
-    Ok(OpenedChannel { named, alias: plan.alias, settings: plan.settings, start_time, graveyard })
+    Ok(OpenedChannel { named, alias: plan.alias, settings: plan.settings, start_time, graveyard, key_watch })
 }
 
 fn find<'a>(channels: &'a [OpenedChannel], name: &str) -> Option<&'a OpenedChannel> {
@@ -268,6 +270,16 @@ fn spawn(runtime: &Handle, name: String, stopper: Stopper, runs: impl Future<Out
 }
 
 impl Running {
+    /// Lets channels whose key was rotated go on with the new one, and the dead letters beside them.
+    pub fn look_at_keys(&mut self) {
+        for channel in &mut self.channels {
+            let name = &channel.named.name;
+            if let Some(key) = channel.key_watch.as_mut().and_then(|watch| watch.look(name)) {
+                self.graves.iter().filter(|grave| grave.channel() == name).for_each(|grave| grave.rotate(&key));
+            }
+        }
+    }
+
     /// Stops sources and sinks, in this order, and hands over the channels. A third of `limit` is the sources',
     /// half of it the sinks'; the rest is for the channels.
     pub async fn stop_components(self, limit: Duration) -> (Vec<OpenedChannel>, Vec<String>) {

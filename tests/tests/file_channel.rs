@@ -319,6 +319,50 @@ fn validating_a_file_channel_makes_no_directory() {
 }
 
 #[test]
+fn a_key_is_rotated_under_a_running_agent_and_everything_stays_readable() {
+    let port = ports::free();
+    let channel = format!("{TWO_DIRS}{ENCRYPTED}{SMALL}");
+    let mut agent = Agent::new(&configuration(port, &channel, ""), &[port]);
+    make_key(&agent, "keys");
+    let directory = agent.directory().to_path_buf();
+    let key_file = directory.join("keys").display().to_string();
+    // Headers name their key; files come and go while the agent runs.
+    let is_begun_under = |id: &str| {
+        let name = format!("{id}\0");
+        let files =
+            ["data1", "data2"].iter().filter_map(|data| fs::read_dir(directory.join(data).join("penstock")).ok());
+        files
+            .flatten()
+            .filter_map(|entry| fs::read(entry.ok()?.path()).ok())
+            .any(|bytes| bytes.windows(name.len()).any(|window| window == name.as_bytes()))
+    };
+    agent.argument("--poll-interval=1");
+    agent.start();
+    let (mut sent, mut next) = (BTreeSet::new(), 0);
+    for id in ["k1.2", "k1.3"] {
+        assert!(!is_begun_under(id));
+        let rotated = penstock::run(&["keys", "rotate", &key_file]);
+        let said = String::from_utf8_lossy(&rotated.stdout);
+        assert!(rotated.status.success() && said.contains(&format!("key {id} is in {key_file}")), "{said}");
+        until("a segment is begun under the new key", LIMIT, || {
+            sent.extend(send(port, next..next + 50));
+            next += 50;
+            is_begun_under(id).then_some(())
+        });
+        assert!(agent.log().contains(&format!("new data is sealed with key {id} ")), "{}", agent.log());
+        sent.extend(send(port, next..next + 50));
+        next += 50;
+    }
+    agent.kill();
+    agent.configure(&configuration(port, &channel, TO_FILES));
+    agent.start();
+    sent.extend(send(port, next..next + 50));
+    await_empty(&agent);
+    assert_eq!(agent.stop(), 0, "{}", agent.log());
+    assert_eq!(written(&directory.join("out")), sent);
+}
+
+#[test]
 fn a_reload_opens_the_file_channel_again_with_what_is_in_it() {
     let port = ports::free();
     let channel = format!("{TWO_DIRS}{SMALL}");

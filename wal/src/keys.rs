@@ -2,10 +2,13 @@
 //!
 //! A key file is only ever made on request and never replaced, with mode 0600. A missing one is an error: making a
 //! new key in silence would make the old events unreadable.
+//!
+//! A rotation adds a line and takes none away. The key after `k1` is called `k1.2`, then `k1.3`: whoever seals with `k1` means
+//! the newest of them, and whatever was sealed with an older one stays readable.
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use base64::Engine;
@@ -88,6 +91,54 @@ impl KeyFile {
         })
     }
 
+    /// What seals new data when `id` is the active key: the newest of `id`, `id.2`, `id.3` and so on.
+    pub fn newest(&self, id: &str) -> Result<&ChannelKey, KeyError> {
+        let of_id = self.keys.iter().filter_map(|key| Some((generation(key.id(), id)?, key)));
+        of_id.max_by_key(|(generation, _)| *generation).map_or_else(|| self.key(id), |(_, key)| Ok(key))
+    }
+
+    /// Adds the key after the newest of `id`; says what it is called. The file is replaced by a longer one with the same
+    /// mode and owner, so that whoever reads it meanwhile has one of the two.
+    pub fn rotate(path: &Path, id: &str) -> Result<String, KeyError> {
+        let name = path.display().to_string();
+        let file = KeyFile::read(path)?;
+        let newest = generation(file.newest(id)?.id(), id).unwrap_or(1);
+        let next = format!("{id}.{}", u64::from(newest) + 1);
+        let secret = Zeroizing::new(OsRandom.bytes::<32>());
+        let malformed = |what| KeyError::Malformed { path: name.clone(), line: file.keys.len() + 1, what };
+        ChannelKey::new(&next, *secret).map_err(malformed)?;
+        let write = || {
+            // Where it is a link, the link stays.
+            let path = fs::canonicalize(path)?;
+            let mut text = Zeroizing::new(fs::read_to_string(&path)?);
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(&Zeroizing::new(format!("{next} {}\n", *Zeroizing::new(STANDARD.encode(&secret[..])))));
+            let metadata = fs::metadata(&path)?;
+            let mut beside = path.clone().into_os_string();
+            beside.push(".new");
+            let mut new =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(|cause| {
+                    io::Error::new(cause.kind(), format!("{}: {cause}", Path::new(&beside).display()))
+                })?;
+            let written = (|| {
+                fchown(&new, Some(metadata.uid()), Some(metadata.gid()))?;
+                new.set_permissions(metadata.permissions())?;
+                new.write_all(text.as_bytes())?;
+                new.sync_all()?;
+                fs::rename(&beside, &path)
+            })();
+            if written.is_err() {
+                fs::remove_file(&beside)?;
+            }
+            written?;
+            fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        write().map_err(|cause| KeyError::Write { path: name.clone(), cause })?;
+        Ok(next)
+    }
+
     pub fn keys(&self) -> &[ChannelKey] {
         &self.keys
     }
@@ -112,6 +163,16 @@ impl KeyFile {
     }
 }
 
+/// The how manieth key of `id` this is, if it is one.
+fn generation(key: &str, id: &str) -> Option<u32> {
+    if key == id {
+        return Some(1);
+    }
+    let number = key.strip_prefix(id)?.strip_prefix('.')?;
+    let is_plain = number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0');
+    number.parse().ok().filter(|number| is_plain && *number >= 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +190,37 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(KeyFile::read(&path), Err(KeyError::Exposed { .. })));
         assert!(matches!(KeyFile::read(&scratch.path().join("none")), Err(KeyError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_rotation_adds_a_key_keeps_the_others_and_the_mode() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("keys");
+        assert!(matches!(KeyFile::rotate(&path, "k1"), Err(KeyError::Missing { .. })));
+        KeyFile::generate(&path, "k1").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        let first = KeyFile::read(&path).unwrap().key("k1").unwrap().derive(&[1; 32]).1;
+        for expected in ["k1.2", "k1.3"] {
+            assert_eq!(KeyFile::rotate(&path, "k1").unwrap(), expected);
+            let file = KeyFile::read(&path).unwrap();
+            assert_eq!(file.newest("k1").unwrap().id(), expected);
+            assert_eq!(file.key("k1").unwrap().derive(&[1; 32]).1, first, "the old key is as it was");
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
+        assert!(matches!(KeyFile::rotate(&path, "k2"), Err(KeyError::Unknown { .. })));
+        assert_eq!(KeyFile::read(&path).unwrap().newest("k1.2").unwrap().id(), "k1.2", "a generation can be named");
+        fs::write(scratch.path().join("keys.new"), "").unwrap();
+        let refused = KeyFile::rotate(&path, "k1").unwrap_err().to_string();
+        assert!(refused.contains("keys.new") && KeyFile::read(&path).unwrap().keys().len() == 3, "{refused}");
+    }
+
+    #[test]
+    fn generations_are_told_from_other_names() {
+        for (key, expected) in
+            [("k1", Some(1)), ("k1.2", Some(2)), ("k1.10", Some(10)), ("k1.1", None), ("k1.02", None), ("k11", None)]
+        {
+            assert_eq!(generation(key, "k1"), expected, "{key}");
+        }
     }
 
     #[test]

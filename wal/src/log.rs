@@ -116,6 +116,8 @@ struct Open {
     next_number: u64,
     previous_end: u64,
     key: Option<Arc<FrameKey>>,
+    /// How many rotations of the key it has seen.
+    rotations: u64,
     file: Arc<dyn File>,
 }
 
@@ -123,6 +125,7 @@ struct Open {
 struct Prepared {
     header: IncarnationHeader,
     key: Option<Arc<FrameKey>>,
+    rotations: u64,
     file: Arc<dyn File>,
 }
 
@@ -149,6 +152,10 @@ pub struct Log {
     /// Bytes that frames leave free for the footer of their segment.
     footer_room: usize,
     ready: Option<Prepared>,
+    /// The key of the header that is being written, which may have been rotated meanwhile, and the rotations it has seen.
+    preparing: (Option<Arc<FrameKey>>, u64),
+    /// How often the channel's key was replaced.
+    rotations: u64,
     /// A chore is out.
     busy: bool,
     /// The last attempt to allocate failed, and the next waits for a retry.
@@ -221,6 +228,8 @@ impl Log {
             without_footer: VecDeque::new(),
             footer_room: footer::room_for(options.segment_len, 0),
             ready: None,
+            preparing: (None, 0),
+            rotations: 0,
             busy: false,
             blocked: None,
             wanted: 0,
@@ -317,6 +326,19 @@ impl Log {
         Vec::new()
     }
 
+    /// Seals new frames with another key. What is written stays under the key that its header names. Frames turn to the
+    /// new key with the next place that can be prepared; until then they go on under the old one, for a disk that is full or
+    /// failing must not stop them. A log that is not encrypted stays so.
+    pub fn rotate(&mut self, key: ChannelKey) {
+        if self.options.key.is_none() {
+            return;
+        }
+        self.rotations += 1;
+        if !planted::is(Bug::PrepareWithOldKey) {
+            self.options.key = Some(key);
+        }
+    }
+
     /// Gives a frame its place, nonce and marks, in one step.
     pub fn reserve(&mut self, request: &FrameRequest) -> Result<Reservation, Refused> {
         if self.failure.is_some() || self.device.epoch() != self.epoch || self.device.failure().is_some() {
@@ -334,8 +356,11 @@ impl Log {
         }
         let needed = stored_len + request.leaves;
         let fits = self.open.as_ref().is_some_and(|open| open.has_room(needed));
+        let rotates = self.open.as_ref().is_some_and(|open| open.rotations < self.rotations)
+            && self.ready.as_ref().is_some_and(|ready| ready.rotations == self.rotations)
+            && self.can_roll(needed, takes_events);
         // Without a place to go to, frames are worth more than a footer.
-        if !fits || (self.would_take_footer_room(needed) && self.can_roll(stored_len, takes_events)) {
+        if !fits || rotates || (self.would_take_footer_room(needed) && self.can_roll(stored_len, takes_events)) {
             self.roll(stored_len, takes_events)?;
         }
         let open = self.open.as_mut().expect("rolled to an incarnation with room");
@@ -403,7 +428,9 @@ impl Log {
         }
         let prepared = self.ready.take().expect("it was just looked at");
         let before = self.open.take();
-        let previous_end = before.as_ref().map_or(0, |open| open.next_offset);
+        // Between them may be a place that was prepared, given back unused, and is not removed yet: it ends nowhere.
+        let follows = |open: &&Open| open.ordinal + 1 == prepared.header.ordinal;
+        let previous_end = before.as_ref().filter(follows).map_or(0, |open| open.next_offset);
         self.without_footer.extend(before.filter(|before| before.alone));
         self.enlist(&prepared);
         let header = prepared.header;
@@ -417,13 +444,14 @@ impl Log {
             // Another run's frames are fenced, not continued.
             previous_end,
             key: prepared.key,
+            rotations: prepared.rotations,
             file: prepared.file,
         });
         Ok(())
     }
 
     /// From now on a prepared place is one of the live segments.
-    fn enlist(&mut self, Prepared { header, key, file }: &Prepared) {
+    fn enlist(&mut self, Prepared { header, key, file, .. }: &Prepared) {
         let start = header.offset + INCARNATION_HEADER as u64;
         let incarnation = Incarnation {
             id: header.incarnation,
@@ -571,8 +599,12 @@ impl Log {
         let fits = |prepared: &Prepared| {
             prepared.header.offset + (INCARNATION_HEADER + self.wanted) as u64 <= prepared.header.segment_len
         };
-        let asked = ahead || (needed && (self.wanted > 0 || self.open.is_none())) || self.needs_verdict();
-        asked && !self.ready.as_ref().is_some_and(fits)
+        // A new key is turned to at once, not when the open segment is full.
+        let rotates = self.open.as_ref().is_some_and(|open| open.rotations < self.rotations)
+            || self.ready.as_ref().is_some_and(|ready| ready.rotations < self.rotations);
+        let asked = ahead || rotates || (needed && (self.wanted > 0 || self.open.is_none())) || self.needs_verdict();
+        let is_current = |prepared: &Prepared| prepared.rotations == self.rotations && fits(prepared);
+        asked && !self.ready.as_ref().is_some_and(is_current)
     }
 
     fn wants_spare(&self, needed: bool) -> bool {
@@ -669,9 +701,11 @@ impl Log {
             key: None,
             fences: if planted::is(Bug::ForgetFences) { Vec::new() } else { self.fences.clone() },
         };
+        self.preparing = (None, self.rotations);
         if let Some(key) = &self.options.key {
-            let (_, check) = key.derive(&header.salt);
+            let (frame_key, check) = key.derive(&header.salt);
             header.key = Some(KeyReference { id: key.id().to_owned(), check });
+            self.preparing.0 = Some(Arc::new(frame_key));
         }
         Chore::Prepare { header, place, reserve_bytes: self.options.reserve_bytes }
     }
@@ -694,8 +728,11 @@ impl Log {
                 self.discard_ready();
                 self.unfenced_from = None;
                 self.wanted = 0;
-                let key = self.options.key.as_ref().map(|key| Arc::new(key.derive(&header.salt).0));
-                self.ready = Some(Prepared { header, key, file });
+                let (mut key, rotations) = std::mem::take(&mut self.preparing);
+                if planted::is(Bug::RotateUnderHeader) {
+                    key = self.options.key.as_ref().map(|key| Arc::new(key.derive(&header.salt).0));
+                }
+                self.ready = Some(Prepared { header, key, rotations, file });
             }
             (chore, Ok(ChoreDone::Reserved { slot, len, file })) => {
                 // A renewed one says nothing of space.

@@ -135,6 +135,10 @@ bugs! {
     LeaveHeaderOut,
     /// After a restart in the middle of a segment, frames are written in the clear.
     PlainAfterRestart,
+    /// After the key was rotated, new segments are still begun under the old one.
+    PrepareWithOldKey,
+    /// A place that was being prepared when the key was rotated is sealed with a key that its header does not name.
+    RotateUnderHeader,
     /// Once a channel is encrypted, its drained segments with plaintext are kept for reuse.
     KeepPlainSegment,
 

@@ -17,6 +17,7 @@ use wal::recover::RecoverError;
 
 use crate::component::{ChannelEntry, ComponentError, Key, KeyDefault, OpenChannel, Opened, Refused, Settings};
 use crate::dead_letters::Graveyard;
+use crate::key_watch::KeyWatch;
 
 pub(super) static ENTRY: ChannelEntry = ChannelEntry {
     alias: "file",
@@ -85,7 +86,7 @@ static KEYS: &[Key] = &[
     Key::text(
         "encryption.activeKey",
         KeyDefault::Absent,
-        "Id of the key that seals new data. Encryption is on when it is set.",
+        "Id of the key that seals new data. Encryption is on when it is set. After `penstock keys rotate` its newest successor does, also in an agent that runs, within one poll interval of the configuration.",
     ),
     Key::choice(
         "encryption.cipherProvider",
@@ -212,13 +213,18 @@ impl OpenChannel for FileOptions {
         if let Some(EncryptionOptions { active_key, key_file }) = &self.encryption {
             let named = |key: &str, error: KeyError| ComponentError(format!("{key}: {error}"));
             let file = KeyFile::read(key_file).map_err(|error| named("encryption.keyProvider.keyFile", error))?;
-            let active = file.key(active_key).map_err(|error| named("encryption.activeKey", error))?;
+            let active = file.newest(active_key).map_err(|error| named("encryption.activeKey", error))?;
             options.key = Some(active.clone());
             options.old_keys = file.keys().to_vec();
         }
         let graveyard = Graveyard::new(self.data_dirs, &options, self.dead_letter_bytes_max, devices);
+        let seals = options.key.clone();
         let channel = DurableChannel::open(options, devices).map_err(|error| ComponentError(explain(&error)))?;
-        Ok(Opened { channel: Arc::new(channel), graveyard: Some(graveyard) })
+        let channel = Arc::new(channel);
+        let key_watch = self.encryption.zip(seals).map(|(EncryptionOptions { active_key, key_file }, seals)| {
+            KeyWatch::new(key_file, active_key, seals.id(), Arc::clone(&channel))
+        });
+        Ok(Opened { channel, graveyard: Some(graveyard), key_watch })
     }
 }
 

@@ -76,7 +76,7 @@ impl OpenChannel for Memory {
 
     fn open(self: Box<Self>, _: &Arc<Devices>) -> Result<Opened, ComponentError> {
         match MemoryChannel::new(self.0) {
-            Ok(channel) => Ok(Opened { channel: Arc::new(channel), graveyard: None }),
+            Ok(channel) => Ok(Opened { channel: Arc::new(channel), graveyard: None, key_watch: None }),
             Err(error) => Err(ComponentError(error.to_string())),
         }
     }

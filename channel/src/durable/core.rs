@@ -20,7 +20,7 @@ use wal::limits::PAGE;
 use wal::log::Log;
 use wal::planted::{self, Bug};
 use wal::recover::known::{Known, KnownSegment};
-use wal::seal::Random;
+use wal::seal::{ChannelKey, Random};
 
 use super::cache::Cache;
 use super::checkpoint::{Checkpoint, KnownLog};
@@ -473,6 +473,11 @@ impl Core {
         let index: usize =
             self.seats.iter().flat_map(|seat| seat.log.segments()).map(|segment| segment.index_bytes()).sum();
         (self.cache.bytes(), index + self.queue.state_bytes())
+    }
+
+    /// Seals new frames of every log with another key.
+    pub(crate) fn rotate(&mut self, key: &ChannelKey) {
+        self.seats.iter_mut().for_each(|seat| seat.log.rotate(key.clone()));
     }
 
     pub(crate) fn stats(&self) -> ChannelStats {

@@ -141,7 +141,7 @@ pub(super) struct Shared {
     pub(super) progress: Signal,
     pub(super) dirs: Vec<Arc<dyn Dir>>,
     checkpoint_dir: Arc<dyn Dir>,
-    key: Option<ChannelKey>,
+    key: Mutex<Option<ChannelKey>>,
     started: Instant,
     transaction_capacity: usize,
     compress: bool,
@@ -311,7 +311,7 @@ impl DurableChannel {
             progress: Signal::default(),
             dirs: dirs.iter().map(|open| Arc::clone(&open.dir)).collect(),
             checkpoint_dir,
-            key: options.key.clone(),
+            key: Mutex::new(options.key.clone()),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
             compress: options.compress,
@@ -336,6 +336,16 @@ impl DurableChannel {
     pub fn memory(&self) -> MemoryUse {
         let (hot_tail, queue) = self.shared.lock().memory_bytes();
         MemoryUse { hot_tail_bytes: hot_tail as u64, queue_bytes: queue as u64 }
+    }
+
+    /// Seals what is written from now on with another key: each log goes on under it as soon as it has a place for that. What
+    /// is there stays under the keys it has, so the next opening needs all of them. A channel that is not encrypted stays so.
+    pub fn rotate(&self, key: &ChannelKey) {
+        if let Some(current) = &mut *self.shared.key.lock().unwrap_or_else(PoisonError::into_inner) {
+            *current = key.clone();
+        }
+        self.shared.step(|core, _, _| core.rotate(key));
+        self.shared.chores.iter().for_each(Signal::raise_all);
     }
 
     fn spawn(&mut self, name: &str) -> std::io::Result<()> {
@@ -464,7 +474,8 @@ fn checkpoint_loop(shared: &Shared) {
             shared.checkpoints.wait(seen, None);
             continue;
         };
-        if let Err(error) = checkpoint.write(&*shared.checkpoint_dir, &channel, shared.key.as_ref(), &OsRandom) {
+        let key = shared.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Err(error) = checkpoint.write(&*shared.checkpoint_dir, &channel, key.as_ref(), &OsRandom) {
             tracing::warn!(dir = shared.checkpoint_dir.name(), %error, "no checkpoint; the next start reads more");
             shared.lock().counts.checkpoint_errors += 1;
         }

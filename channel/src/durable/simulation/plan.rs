@@ -80,6 +80,8 @@ verbs! {
     Hold = "hold",
     /// From the next start on, new frames are encrypted, or they are not: 1 or 0
     Encrypt = "encrypt",
+    /// New frames are sealed with another key: 0 at once, 1 while the next file work is under way
+    Rotate = "rotate",
     /// A disk takes no part for some steps: disk, steps
     Stall = "stall",
     /// An operation fails: disk, how many operations from now, kind (see [`Plan::fault`])
@@ -152,6 +154,11 @@ impl Plan {
         if rng.chance(8) {
             for _ in 0..1 + rng.below(3) {
                 self.insert(&mut rng, Verb::Encrypt, |rng| [rng.below(2), 0, 0]);
+            }
+        }
+        if rng.chance(6) {
+            for _ in 0..1 + rng.below(5) {
+                self.insert(&mut rng, Verb::Rotate, |rng| [rng.below(2), 0, 0]);
             }
         }
     }

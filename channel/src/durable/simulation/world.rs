@@ -38,6 +38,8 @@ use crate::settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};
 use crate::ticket::Ticket;
 
 const PRODUCERS: usize = 3;
+/// So many keys are there at each start; rotations go round.
+const KEYS: u8 = 4;
 const CONSUMERS: usize = 2;
 const CHECKPOINTS: &str = "ckpt";
 const OWNER: &str = "sink";
@@ -132,6 +134,8 @@ pub(super) struct Life {
     /// Reads that are out, by disk: on one that stalls they hang.
     reads: Vec<Vec<ReadJob>>,
     newest_ordinals: Vec<u64>,
+    /// The key is rotated while the next chore is under way.
+    rotates_midway: bool,
     /// A file could not be removed: the next life will.
     keeps_removed: bool,
 }
@@ -149,6 +153,8 @@ pub struct World {
     /// Whether this life encrypts, and whether the next one will.
     encrypted: bool,
     encrypts_next: bool,
+    /// Which of the keys seals new frames.
+    active_key: u8,
     pub(super) now: Duration,
     disks: Vec<SimDisk>,
     /// Where the directories are when they are real; then nothing but the death of the process is simulated.
@@ -202,6 +208,7 @@ impl World {
         World {
             encrypted,
             encrypts_next: encrypted,
+            active_key: 0,
             now: Duration::from_secs(1),
             root: None,
             backend: Backend::Buffered,
@@ -290,7 +297,7 @@ impl World {
     }
 
     fn key(&self) -> Option<ChannelKey> {
-        self.encrypted.then(any_key)
+        self.encrypted.then(|| key_of(self.active_key))
     }
 
     fn dir(&self, index: usize, name: &str) -> Result<Arc<dyn Dir>, OpenError> {
@@ -327,7 +334,7 @@ impl World {
             pool_bytes: self.plan.pool_segments * self.plan.segment_pages * 4096,
             reserve_bytes: 0,
             key: self.key(),
-            keys: vec![any_key()],
+            keys: (0..KEYS).map(key_of).collect(),
             on_damage: OnDamage::Refuse,
             footers: spares_reading,
         };
@@ -372,6 +379,7 @@ impl World {
             buffers: Arc::default(),
             reads: (0..self.plan.dirs).map(|_| Vec::new()).collect(),
             newest_ordinals: vec![0; self.plan.dirs],
+            rotates_midway: false,
             keeps_removed: false,
         })
     }
@@ -444,6 +452,8 @@ impl World {
             Verb::Read => {
                 self.read(life, &mut answers);
             }
+            Verb::Rotate if first == 0 => self.rotate(life),
+            Verb::Rotate => life.rotates_midway = true,
             Verb::Settle => self.settle(life, [first, second, third], &mut answers),
             Verb::Note => {
                 let (update, note) = self.draw_note(first, second);
@@ -570,16 +580,29 @@ impl World {
     fn chore(&mut self, life: &mut Life, index: usize, answers: &mut Vec<Answer>) -> Result<bool, String> {
         let waited_for = life.core.has_work();
         let Some(chore) = life.core.next_chore(index, self.now, 1) else { return Ok(false) };
+        if let (Chore::Prepare { header, .. }, Some(key)) = (&chore, self.key())
+            && header.key.as_ref().is_some_and(|named| named.id != key.id())
+        {
+            return Err(format!("a segment is begun under another key than {}", key.id()));
+        }
         let rolls = waited_for || matches!(chore, Chore::Prepare { .. });
         self.phase = if rolls { Phase::Roll } else { Phase::Idle };
         let dir = self.dir(index, &format!("d{index}")).map_err(|error| error.to_string())?;
         let result = chore.run(&*dir);
+        if std::mem::take(&mut life.rotates_midway) {
+            self.rotate(life);
+        }
         life.keeps_removed |= matches!(chore, Chore::Remove { .. }) && result.is_err();
         self.strikes();
         if !self.is_stopped() {
             life.core.chore_done(index, self.now, chore, result, answers);
         }
         Ok(true)
+    }
+
+    fn rotate(&mut self, life: &mut Life) {
+        self.active_key = (self.active_key + 1) % KEYS;
+        life.core.rotate(&key_of(self.active_key));
     }
 
     /// Every disk that does not stall does one of the reads that are asked of it, whichever. False if there was none.
@@ -769,9 +792,9 @@ impl World {
     }
 }
 
-/// The one key of all histories.
-fn any_key() -> ChannelKey {
-    ChannelKey::new("k1", [7; 32]).expect("a fine key")
+/// One of the keys of all histories.
+fn key_of(number: u8) -> ChannelKey {
+    ChannelKey::new(&format!("k{}", number + 1), [7 + number; 32]).expect("a fine key")
 }
 
 /// What goes on between operations.
