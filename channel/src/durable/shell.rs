@@ -680,6 +680,27 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_another_process_is_about_to_make_is_in_use_and_not_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let both = |options: &mut DurableOptions| {
+            (options.segment_len, options.data_dirs) = (1 << 20, vec![root.path().join("d"), root.path().join("e")]);
+        };
+        drop(open(root.path(), both));
+        // As the maker has it for a moment: it has locked both, and only one of them says whose it is.
+        let identity = root.path().join("e").join(super::super::open::IDENTITY);
+        let hidden = root.path().join("hidden");
+        std::fs::rename(&identity, &hidden).unwrap();
+        let maker = RealDir::open_or_create(&root.path().join("d"), None).unwrap().lock().unwrap();
+        let mut options = DurableOptions::new("c1", Vec::new());
+        both(&mut options);
+        let late = std::thread::spawn(move || std::fs::rename(hidden, identity));
+        let refused = DurableChannel::open(options, &Devices::new());
+        assert!(matches!(refused, Err(OpenError::Locked { .. })));
+        late.join().unwrap().unwrap();
+        drop(maker);
+    }
+
+    #[test]
     fn an_idle_channel_wakes_nobody() {
         let root = tempfile::tempdir().unwrap();
         let channel = open(root.path(), |options| options.segment_len = 1 << 20);
