@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use wal::chore::slot_of;
 use wal::device::Device;
@@ -32,9 +31,6 @@ use super::sections::is_transaction;
 use crate::settlement::SeqRange;
 
 pub(crate) const IDENTITY: &str = "identity";
-/// A directory is missing when it is missing so many times.
-const LOOKS: u32 = 6;
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The generation of identities while some directories of a new channel may have none yet.
 const BEING_CREATED: u64 = 1;
 
@@ -317,16 +313,11 @@ fn write_verdict(log: &mut Log, dir: &dyn Dir, random: &dyn Random, now_ms: u64)
 
 /// Whether a directory of the channel is missing. Writes nothing: where a disk is not mounted, nothing is left behind.
 pub(crate) fn check_members(dirs: &[OpenDir], random: &dyn Random) -> Result<(), OpenError> {
-    for look in 1.. {
-        match identify(dirs, random, 0) {
-            // Or another process is making the channel at this moment, and has told only some of its directories yet.
-            Err(OpenError::MissingDirectory { .. }) if look < LOOKS => std::thread::sleep(LOOK_AGAIN),
-            Err(missing @ OpenError::MissingDirectory { .. }) => return Err(missing),
-            // Anything else is for those to find who hold the locks.
-            _ => break,
-        }
+    match identify(dirs, random, 0) {
+        Err(missing @ OpenError::MissingDirectory { .. }) => Err(missing),
+        // Anything else is for those to find who hold the locks.
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Locks are the caller's; here each directory says whose it is, and new ones are told.

@@ -119,6 +119,10 @@ impl DurableOptions {
     }
 }
 
+/// A directory that is missing is looked for so often, in case that it is just being made.
+const LOOKS: u32 = 5;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// What a thread of the channel does.
 pub(super) type Role = Box<dyn FnOnce() + Send>;
 
@@ -229,7 +233,16 @@ impl DurableChannel {
             dir: Arc::new(RealDir::untouched(path)),
             device: Device::new(path.display().to_string(), DEPTH_DEFAULT),
         };
-        check_members(&options.data_dirs.iter().map(untouched).collect::<Vec<_>>(), &OsRandom)?;
+        let members: Vec<OpenDir> = options.data_dirs.iter().map(untouched).collect();
+        // Or another process is making the channel at this moment, and has told only some of its directories yet.
+        let is_missing = || matches!(check_members(&members, &OsRandom), Err(OpenError::MissingDirectory { .. }));
+        for _ in 0..LOOKS {
+            if !is_missing() {
+                break;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        check_members(&members, &OsRandom)?;
         let (mut dirs, mut locks, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for path in &options.data_dirs {
             let failed = |action: &str, error| OpenError::Io {
@@ -693,7 +706,10 @@ mod tests {
         let maker = RealDir::open_or_create(&root.path().join("d"), None).unwrap().lock().unwrap();
         let mut options = DurableOptions::new("c1", Vec::new());
         both(&mut options);
-        let late = std::thread::spawn(move || std::fs::rename(hidden, identity));
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(LOOK_AGAIN / 2);
+            std::fs::rename(hidden, identity)
+        });
         let refused = DurableChannel::open(options, &Devices::new());
         assert!(matches!(refused, Err(OpenError::Locked { .. })));
         late.join().unwrap().unwrap();
