@@ -187,9 +187,23 @@ impl Dir for RealDir {
         options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed());
         let file = options.open(self.path.join(LOCK))?;
         match file.try_lock() {
-            Ok(()) => Ok(Box::new(file)),
+            Ok(()) => Ok(Box::new(Locked { file })),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// The lock of a directory, until it is dropped.
+struct Locked {
+    file: fs::File,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has the file open until it runs its program.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "a directory stays locked until this process ends");
         }
     }
 }
@@ -292,6 +306,19 @@ mod tests {
         assert_eq!(dir.lock().err().map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
         drop(guard);
         dir.lock().unwrap();
+    }
+
+    #[test]
+    fn a_lock_ends_when_it_is_dropped_although_a_process_that_is_being_started_has_its_file() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = RealDir::open_or_create(scratch.path(), None).unwrap();
+        let file = fs::File::create(scratch.path().join(LOCK)).unwrap();
+        file.try_lock().unwrap();
+        // As a fork has it until it runs another program.
+        let inherited = file.try_clone().unwrap();
+        drop(Locked { file });
+        dir.lock().unwrap();
+        drop(inherited);
     }
 
     #[test]
