@@ -66,6 +66,11 @@ pub enum ChoreDone {
 }
 
 impl Chore {
+    /// Whether it finds out if a disk that was full or had failed takes more again.
+    pub fn is_attempt(&self) -> bool {
+        matches!(self, Chore::Prepare { place: Place::New, .. } | Chore::Reserve { .. } | Chore::Probe)
+    }
+
     /// Does the work. Blocks.
     pub fn run(&self, dir: &dyn Dir) -> io::Result<ChoreDone> {
         match self {

@@ -311,6 +311,11 @@ impl Log {
         self.in_flight.is_empty() && self.late == 0 && !self.busy
     }
 
+    /// Whether a chore is out.
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
     /// The longest body that fits a frame of this log.
     pub fn body_max(&self) -> usize {
         let room = self.options.segment_len as usize - INCARNATION_HEADER;

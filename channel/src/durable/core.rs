@@ -312,7 +312,8 @@ impl Core {
         let placed = (0..self.seats.len()).any(|index| self.takes_witness(index));
         let witness = self.unwitnessed.filter(|_| idle && placed).map(|(_, due)| due);
         let order = self.order_wait.filter(|_| !self.takes.is_empty());
-        let retries = self.seats.iter().filter_map(|seat| seat.retry_at).min();
+        // One whose disk is at work is made when that is done.
+        let retries = self.seats.iter().filter(|seat| !seat.log.is_busy()).filter_map(|seat| seat.retry_at).min();
         let checkpoint = (self.unsaved > 0).then_some(self.checkpoint_at);
         [puts, stuck, riding, reads, scrub, takes, witness, order, retries, checkpoint].into_iter().flatten().min()
     }
@@ -356,7 +357,8 @@ impl Core {
         let seat = &mut self.seats[index];
         let retry = seat.retry_at.is_some_and(|at| at <= now);
         let chore = seat.log.next_chore(&*self.random, seat.needs_segment, retry, now_ms);
-        if chore.is_some() || retry {
+        // An attempt that is due waits for work that has to be done anyway, and is not made up for by it.
+        if retry && chore.as_ref().is_none_or(Chore::is_attempt) {
             seat.retry_at = None;
         }
         if chore.is_some() {
