@@ -4,7 +4,7 @@
 //! does it without the lock, and brings the result back; tickets are resolved after the lock is free.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ use super::compress::Compression;
 use super::core::reads::READS_MAX;
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
-use super::open::{OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
+use super::open::{IDENTITY, OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
 use super::read::Buffers;
 use super::writers;
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
@@ -118,10 +118,6 @@ impl DurableOptions {
         }
     }
 }
-
-/// A directory that is missing is looked for so often, in case that it is just being made.
-const LOOKS: u32 = 5;
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a thread of the channel does.
 pub(super) type Role = Box<dyn FnOnce() + Send>;
@@ -234,15 +230,17 @@ impl DurableChannel {
             device: Device::new(path.display().to_string(), DEPTH_DEFAULT),
         };
         let members: Vec<OpenDir> = options.data_dirs.iter().map(untouched).collect();
-        // Or another process is making the channel at this moment, and has told only some of its directories yet.
-        let is_missing = || matches!(check_members(&members, &OsRandom), Err(OpenError::MissingDirectory { .. }));
-        for _ in 0..LOOKS {
-            if !is_missing() {
-                break;
+        let mut held = BTreeMap::new();
+        if check_members(&members, &OsRandom).is_err() {
+            // Or another process is just making the channel and has told only some of its directories, whose locks it
+            // holds. What they say under locks of our own is final.
+            for (path, member) in options.data_dirs.iter().zip(&members) {
+                if path.join(IDENTITY).exists() {
+                    held.insert(path, lock(path, &*member.dir)?);
+                }
             }
-            std::thread::sleep(LOOK_AGAIN);
+            check_members(&members, &OsRandom)?;
         }
-        check_members(&members, &OsRandom)?;
         let (mut dirs, mut locks, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for path in &options.data_dirs {
             let failed = |action: &str, error| OpenError::Io {
@@ -251,13 +249,7 @@ impl DurableChannel {
                 error,
             };
             let dir = RealDir::open_or_create(path, options.backend).map_err(|error| failed("open", error))?;
-            match dir.lock() {
-                Ok(lock) => locks.push(lock),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    return Err(OpenError::Locked { dir: path.display().to_string() });
-                }
-                Err(error) => return Err(failed("lock", error)),
-            }
+            locks.push(held.remove(path).map_or_else(|| lock(path, &dir), Ok)?);
             durable::remove_leftovers(&dir).map_err(|error| failed("remove leftovers", error))?;
             let number = dir.device_number().map_err(|error| failed("stat", error))?;
             let key =
@@ -414,6 +406,14 @@ impl DurableChannel {
 
 /// A disk that answers at all answers within this; a hung one must not keep the agent from stopping.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Takes the lock of a directory, which is held for as long as the answer lives.
+fn lock(path: &Path, dir: &dyn Dir) -> Result<Box<dyn Send + Sync>, OpenError> {
+    dir.lock().map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => OpenError::Locked { dir: path.display().to_string() },
+        _ => OpenError::Io { dir: path.display().to_string(), action: "lock".to_owned(), error },
+    })
+}
 
 fn check(options: &DurableOptions) -> Result<(), OpenError> {
     let problem = if options.data_dirs.is_empty() {
@@ -616,7 +616,7 @@ mod tests {
 
     const LIMITS: TakeLimits = TakeLimits { events: 1000, bytes: 1 << 20 };
 
-    fn open(root: &std::path::Path, change: impl FnOnce(&mut DurableOptions)) -> DurableChannel {
+    fn open(root: &Path, change: impl FnOnce(&mut DurableOptions)) -> DurableChannel {
         let mut options = DurableOptions::new("c1", vec![root.join("d")]);
         options.capacity = 100_000_000;
         change(&mut options);
@@ -657,7 +657,7 @@ mod tests {
     #[test]
     fn a_thousand_restarts_of_an_idle_channel_take_no_space() {
         let root = tempfile::tempdir().unwrap();
-        let used = |path: &std::path::Path| -> u64 {
+        let used = |path: &Path| -> u64 {
             let files = std::fs::read_dir(path.join("d")).unwrap();
             files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
         };
@@ -700,20 +700,17 @@ mod tests {
         };
         drop(open(root.path(), both));
         // As the maker has it for a moment: it has locked both, and only one of them says whose it is.
-        let identity = root.path().join("e").join(super::super::open::IDENTITY);
+        let identity = root.path().join("e").join(IDENTITY);
         let hidden = root.path().join("hidden");
         std::fs::rename(&identity, &hidden).unwrap();
         let maker = RealDir::open_or_create(&root.path().join("d"), None).unwrap().lock().unwrap();
         let mut options = DurableOptions::new("c1", Vec::new());
         both(&mut options);
-        let late = std::thread::spawn(move || {
-            std::thread::sleep(LOOK_AGAIN / 2);
-            std::fs::rename(hidden, identity)
-        });
         let refused = DurableChannel::open(options, &Devices::new());
         assert!(matches!(refused, Err(OpenError::Locked { .. })));
-        late.join().unwrap().unwrap();
         drop(maker);
+        std::fs::rename(hidden, identity).unwrap();
+        drop(open(root.path(), both));
     }
 
     #[test]
