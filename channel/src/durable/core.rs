@@ -465,6 +465,12 @@ impl Core {
         self.seats[index].log.segments()
     }
 
+    /// Frames of a log whose write has returned, well or not, and that wait for others whose write has not.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn waiting_frames(&self, index: usize) -> impl Iterator<Item = &super::job::Job> {
+        self.seats[index].written.values().chain(self.seats[index].failed.values())
+    }
+
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn disk_bytes_of(&self, index: usize) -> u64 {
         self.seats[index].log.disk_bytes()

@@ -180,6 +180,8 @@ pub struct World {
     armed: Option<Armed>,
     /// A disk was made to fail or to be full, so a take may say so.
     faults_happen: bool,
+    /// A disk slept at least once.
+    has_stalled: bool,
     cycle_began: (u64, u64),
 }
 
@@ -227,6 +229,7 @@ impl World {
             unmounted: None,
             armed: None,
             faults_happen: false,
+            has_stalled: false,
             cycle_began: (0, 0),
             disks,
             plan,
@@ -473,7 +476,10 @@ impl World {
                     flight.held = second as u64 + 1;
                 }
             }
-            Verb::Stall => self.stalled[first % dirs] = second as u64,
+            Verb::Stall => {
+                self.has_stalled = true;
+                self.stalled[first % dirs] = second as u64;
+            }
             Verb::Fail => {
                 let disk = &self.disks[first % dirs];
                 disk.inject(fault(disk.operations() + 1 + second as u64, step.args[2]));
@@ -712,6 +718,10 @@ impl World {
                     life.held.push(Held { consumer, lease });
                 }
                 Ok(Err(error)) if self.faults_happen() => self.report.fold(error.to_string().len() as u64),
+                // What it reads may have been out for longer than the disk was told to sleep.
+                Ok(Err(error @ TakeError::Unreadable { .. })) if self.has_stalled => {
+                    self.report.fold(error.to_string().len() as u64);
+                }
                 Ok(Err(error)) => return Err(format!("a take fails: {error}")),
                 Err(waiting) => life.takes.push((consumer, waiting)),
             }

@@ -254,8 +254,9 @@ impl World {
         }
         for round in 0.. {
             self.round(life, round % 8 == 0)?;
-            let flying = life.flights.iter().flat_map(|flight| &flight.job.puts);
-            let (puts, in_flight) = flying.fold((0, 0), |(puts, sum), put| (puts + 1, sum + put.events()));
+            let flying = life.flights.iter().map(|flight| &flight.job).chain(life.core.waiting_frames(sick));
+            let (puts, in_flight) =
+                flying.flat_map(|job| &job.puts).fold((0, 0), |(puts, sum), put| (puts + 1, sum + put.events()));
             let stats = life.core.stats();
             let held = stats.unavailable.iter().map(|disk| disk.events).sum::<u64>();
             let full: Vec<u64> = (0..self.plan.dirs).map(|index| life.core.disk_bytes_of(index)).collect();
