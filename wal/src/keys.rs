@@ -99,8 +99,16 @@ impl KeyFile {
 
     /// Adds the key after the newest of `id`; says what it is called. The file is replaced by a longer one with the same
     /// mode and owner, so that whoever reads it meanwhile has one of the two.
+    ///
+    /// The longer one is made beside it, as `<path>.new`. What a rotation that died has left there is made anew: nobody has
+    /// sealed with its key, because nobody looks for it there. A file of another content is refused.
     pub fn rotate(path: &Path, id: &str) -> Result<String, KeyError> {
         let name = path.display().to_string();
+        let failed = |cause| KeyError::Write { path: name.clone(), cause };
+        KeyFile::read(path)?;
+        // Where it is a link, the link stays.
+        let path = &fs::canonicalize(path).map_err(failed)?;
+        let locked = lock(path).map_err(failed)?;
         let file = KeyFile::read(path)?;
         let newest = generation(file.newest(id)?.id(), id).unwrap_or(1);
         let next = format!("{id}.{}", u64::from(newest) + 1);
@@ -108,35 +116,54 @@ impl KeyFile {
         let malformed = |what| KeyError::Malformed { path: name.clone(), line: file.keys.len() + 1, what };
         ChannelKey::new(&next, *secret).map_err(malformed)?;
         let write = || {
-            // Where it is a link, the link stays.
-            let path = fs::canonicalize(path)?;
-            let mut text = Zeroizing::new(fs::read_to_string(&path)?);
+            let mut text = Zeroizing::new(fs::read_to_string(path)?);
             if !text.ends_with('\n') {
                 text.push('\n');
             }
-            text.push_str(&Zeroizing::new(format!("{next} {}\n", *Zeroizing::new(STANDARD.encode(&secret[..])))));
-            let metadata = fs::metadata(&path)?;
             let mut beside = path.clone().into_os_string();
             beside.push(".new");
-            let mut new =
-                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(|cause| {
-                    io::Error::new(cause.kind(), format!("{}: {cause}", Path::new(&beside).display()))
-                })?;
+            let beside = Path::new(&beside);
+            if locked.is_some() && file.is_unfinished_rotation(&text, beside) {
+                fs::remove_file(beside)?;
+            }
+            text.push_str(&Zeroizing::new(format!("{next} {}\n", *Zeroizing::new(STANDARD.encode(&secret[..])))));
+            let metadata = fs::metadata(path)?;
+            let mut new = fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(beside)
+                .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", beside.display())))?;
             let written = (|| {
                 fchown(&new, Some(metadata.uid()), Some(metadata.gid()))?;
                 new.set_permissions(metadata.permissions())?;
                 new.write_all(text.as_bytes())?;
                 new.sync_all()?;
-                fs::rename(&beside, &path)
+                fs::rename(beside, path)
             })();
             if written.is_err() {
-                fs::remove_file(&beside)?;
+                fs::remove_file(beside)?;
             }
             written?;
             fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
         };
-        write().map_err(|cause| KeyError::Write { path: name.clone(), cause })?;
+        write().map_err(failed)?;
         Ok(next)
+    }
+
+    /// Whether the file `beside` this one holds what a rotation writes: all of `text`, and a line with a successor of a key that
+    /// is here; or the beginning of that. Anything else somebody else has put there.
+    fn is_unfinished_rotation(&self, text: &str, beside: &Path) -> bool {
+        let is_small = fs::symlink_metadata(beside).is_ok_and(|found| found.is_file() && found.len() <= KEY_FILE_MAX);
+        if !is_small {
+            return false;
+        }
+        let Ok(found) = fs::read_to_string(beside).map(Zeroizing::new) else { return false };
+        let Some(line) = found.strip_prefix(text) else { return text.starts_with(&**found) };
+        let Some((id, rest)) = line.split_once(' ') else { return !line.contains('\n') };
+        let is_one_line = rest.find('\n').is_none_or(|end| end + 1 == rest.len());
+        let is_new = self.keys.iter().all(|key| key.id() != id);
+        is_one_line && is_new && self.keys.iter().any(|key| generation(id, key.id()).is_some())
     }
 
     pub fn keys(&self) -> &[ChannelKey] {
@@ -161,6 +188,22 @@ impl KeyFile {
             _ => KeyError::Write { path: name, cause },
         })
     }
+}
+
+/// Keeps other rotations of this file away while it is open; none where the file system knows no locks.
+fn lock(path: &Path) -> io::Result<Option<fs::File>> {
+    let file = fs::File::open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(io::Error::other("another rotation of it is under way")),
+        Err(fs::TryLockError::Error(_)) => return Ok(None),
+    }
+    // The lock is that of a file, not of its name: it may have been replaced since it was opened.
+    let (opened, there) = (file.metadata()?, fs::metadata(path)?);
+    if (opened.dev(), opened.ino()) != (there.dev(), there.ino()) {
+        return Err(io::Error::other("another rotation of it has just ended"));
+    }
+    Ok(Some(file))
 }
 
 /// The how manieth key of `id` this is, if it is one.
@@ -209,9 +252,62 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
         assert!(matches!(KeyFile::rotate(&path, "k2"), Err(KeyError::Unknown { .. })));
         assert_eq!(KeyFile::read(&path).unwrap().newest("k1.2").unwrap().id(), "k1.2", "a generation can be named");
-        fs::write(scratch.path().join("keys.new"), "").unwrap();
+    }
+
+    #[test]
+    fn a_rotation_that_died_is_made_anew_wherever_it_died() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, beside) = (scratch.path().join("keys"), scratch.path().join("keys.new"));
+        KeyFile::generate(&path, "k1").unwrap();
+        let before = fs::read_to_string(&path).unwrap();
+        KeyFile::rotate(&path, "k1").unwrap();
+        let after = fs::read_to_string(&path).unwrap();
+        for len in 0..=after.len() {
+            fs::write(&beside, &after[..len]).unwrap();
+            fs::write(&path, &before).unwrap();
+            assert_eq!(KeyFile::rotate(&path, "k1").unwrap(), "k1.2", "{len} bytes were written");
+            assert!(!beside.exists());
+            let file = fs::read_to_string(&path).unwrap();
+            assert!(file.starts_with(&before) && file.len() == after.len() && file != after, "with a key of its own");
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_put_beside_a_key_file_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, beside) = (scratch.path().join("keys"), scratch.path().join("keys.new"));
+        KeyFile::generate(&path, "k1").unwrap();
+        let own = fs::read_to_string(&path).unwrap();
+        let encoded = own.split_once(' ').unwrap().1.to_owned();
+        let of = |rest: &str| format!("{own}{rest}");
+        for other in [
+            "another file".to_owned(),
+            format!("k2 {encoded}"),
+            of(&format!("k2 {encoded}")),
+            of(&format!("k1 {encoded}")),
+            of(&format!("k1.2 {encoded}k1.3 {encoded}")),
+            of("# mine\n"),
+        ] {
+            fs::write(&beside, &other).unwrap();
+            let refused = KeyFile::rotate(&path, "k1").unwrap_err().to_string();
+            assert!(refused.contains("keys.new"), "{refused}");
+            assert_eq!(
+                (fs::read_to_string(&beside).unwrap(), fs::read_to_string(&path).unwrap()),
+                (other, own.clone())
+            );
+        }
+    }
+
+    #[test]
+    fn of_two_rotations_at_once_one_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("keys");
+        KeyFile::generate(&path, "k1").unwrap();
+        let held = lock(&path).unwrap().unwrap();
         let refused = KeyFile::rotate(&path, "k1").unwrap_err().to_string();
-        assert!(refused.contains("keys.new") && KeyFile::read(&path).unwrap().keys().len() == 3, "{refused}");
+        assert!(refused.contains("under way"), "{refused}");
+        drop(held);
+        assert_eq!(KeyFile::rotate(&path, "k1").unwrap(), "k1.2");
     }
 
     #[test]
