@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use wal::keys::KeyFile;
 
+use crate::channels::OWN_DIR;
 use crate::config::load::{self, Location};
 use crate::config::reference;
 use crate::config::report::{self, Strictness};
@@ -41,6 +42,12 @@ enum Command {
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
+    },
+    /// Measure the disks of a channel again, and keep what is found for its next start. The agent must not run.
+    Calibrate {
+        /// Data directories as the configuration names them.
+        #[arg(required = true, value_name = "DIR")]
+        dirs: Vec<PathBuf>,
     },
     /// Print every key of every component, as docs/configuration.md has them.
     ConfigReference,
@@ -160,9 +167,33 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode 
             )),
             Err(error) => complain(&error.to_string(), EXIT_FAILED),
         },
+        Command::Calibrate { dirs } => calibrate(&dirs),
         Command::ConfigReference => say(reference::markdown().trim_end()),
         Command::Version => say(&format!("penstock {}", env!("CARGO_PKG_VERSION"))),
     }
+}
+
+fn calibrate(dirs: &[PathBuf]) -> ExitCode {
+    for dir in dirs {
+        let own = dir.join(OWN_DIR);
+        match channel::calibrate(&own, None) {
+            Ok(None) => {
+                say(&format!("{}: not measured: in memory, without direct I/O, or too little space is free", own.display()))
+            }
+            Ok(Some(measured)) => say(&format!(
+                "{}: {}, {} frames in flight: {} MiB/s with each write durable by itself, {} MiB/s with one flush for many; one \
+                 durable page takes {} µs",
+                own.display(),
+                measured.tuning.durability.name(),
+                measured.tuning.depth,
+                measured.per_write_kib_s >> 10,
+                measured.shared_flush_kib_s >> 10,
+                measured.latency_us
+            )),
+            Err(error) => return complain(&error.to_string(), EXIT_FAILED),
+        };
+    }
+    ExitCode::from(EXIT_STOPPED)
 }
 
 fn say(text: &str) -> ExitCode {

@@ -15,6 +15,7 @@ use wal::io::real::{Backend, RealDir};
 use wal::io::{Access, Dir, File};
 use wal::limits::PAGE;
 
+use crate::fio::{self, Comparison};
 use crate::host::{self, BlockDevice};
 use crate::numbers::{Latencies, Spread, rounded, size};
 use crate::{cli, cpu, output};
@@ -66,6 +67,12 @@ pub(crate) struct Arguments {
     /// Do not measure reads, the CPU and the syncs
     #[arg(long)]
     writes_only: bool,
+    /// How the file is written, as in `channel`: io_uring, direct (a thread for each block in flight) or buffered
+    #[arg(long, value_name = "HOW", value_parser = |name: &str| Backend::named(name).ok_or("not a way to write"))]
+    io: Option<Backend>,
+    /// Compare with fio instead, in turns on the same file: some shapes, or those of --block and --depth
+    #[arg(long)]
+    fio: bool,
     /// Leave the file there, for another tool to measure; one that is there is used again
     #[arg(long)]
     keep: bool,
@@ -77,13 +84,6 @@ enum Sync {
     PerWrite,
     /// One fdatasync for all writes in flight
     SharedFlush,
-}
-
-const fn name(durability: Durability) -> &'static str {
-    match durability {
-        Durability::PerWrite => "per-write",
-        Durability::SharedFlush => "shared-flush",
-    }
 }
 
 /// All rounds of one point of the grid.
@@ -107,12 +107,30 @@ struct Grid {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     let shapes = shapes(arguments)?;
     let at = |action: &str, error: io::Error| format!("{}: {action}: {error}", arguments.dir.display());
-    let dir = RealDir::open_or_create(&arguments.dir, None).map_err(|error| at("open", error))?;
+    let dir = RealDir::open_or_create(&arguments.dir, arguments.io).map_err(|error| at("open", error))?;
     let file = whole_file(&dir, arguments.bytes).map_err(|error| at("write the file to measure with", error))?;
+    if arguments.fio {
+        let named = !arguments.block.is_empty() || !arguments.depth.is_empty();
+        let comparison = Comparison {
+            file: &file,
+            path: &arguments.dir.join(FILE),
+            bytes: arguments.bytes,
+            backend: dir.backend(),
+            seconds: arguments.seconds,
+            rounds: arguments.rounds,
+            writes: if named { shapes } else { Vec::new() },
+        };
+        let compared = comparison.run();
+        if !arguments.keep {
+            remove_file(&dir).map_err(|error| at("remove the file", error))?;
+        }
+        output::print(arguments.json, &compared?, fio::table);
+        return Ok(());
+    }
     let load_before = host::load_average();
-    let measured = measure(&*file, arguments, &shapes).map_err(|error| at("measure", error));
+    let measured = measure(&file, dir.backend(), arguments, &shapes).map_err(|error| at("measure", error));
     let syncs = match (&measured, arguments.writes_only) {
-        (Ok(_), false) => check_syncs(&*file, arguments).map_err(|error| at("count syncs", error)),
+        (Ok(_), false) => check_syncs(&file, dir.backend(), arguments).map_err(|error| at("count syncs", error)),
         _ => Ok(Value::Null),
     };
     if !arguments.keep {
@@ -189,7 +207,7 @@ pub(crate) fn remove_file(dir: &RealDir) -> io::Result<()> {
     dir.remove(FILE)
 }
 
-fn measure(file: &dyn File, arguments: &Arguments, shapes: &[Shape]) -> io::Result<Grid> {
+fn measure(file: &Arc<dyn File>, backend: Backend, arguments: &Arguments, shapes: &[Shape]) -> io::Result<Grid> {
     let mut grid = Grid::default();
     let wanted = |durability| match durability {
         Durability::PerWrite => arguments.sync.is_empty() || arguments.sync.contains(&Sync::PerWrite),
@@ -199,7 +217,7 @@ fn measure(file: &dyn File, arguments: &Arguments, shapes: &[Shape]) -> io::Resu
         for &shape in shapes {
             for durability in [Durability::PerWrite, Durability::SharedFlush].into_iter().filter(|way| wanted(*way)) {
                 // One block in flight shares its flush with nobody, but is another system call: both are measured.
-                let measured = calibrate::write(file, arguments.bytes, shape, durability, arguments.seconds)?;
+                let measured = calibrate::write(file, arguments.bytes, shape, durability, arguments.seconds, backend)?;
                 let mut latencies = Latencies::new();
                 measured.latencies.iter().for_each(|latency| latencies.record(*latency));
                 let row = grid.writes.entry((durability, shape)).or_insert_with(|| Row {
@@ -217,7 +235,7 @@ fn measure(file: &dyn File, arguments: &Arguments, shapes: &[Shape]) -> io::Resu
         }
         for shape in READ_BLOCKS.iter().flat_map(|&block| DEPTHS.map(|depth| Shape { block, depth })) {
             if shape.in_flight() as u64 <= arguments.bytes {
-                let measured = calibrate::read(file, arguments.bytes, shape, arguments.seconds)?;
+                let measured = calibrate::read(&**file, arguments.bytes, shape, arguments.seconds)?;
                 grid.reads.entry(shape).or_default().push(measured.bytes_per_second());
             }
         }
@@ -234,7 +252,7 @@ fn summarise(grid: &Grid, arguments: &Arguments, result: &mut Value) {
         .iter()
         .map(|((durability, shape), row)| {
             json!({
-                "block": shape.block, "depth": shape.depth, "sync": name(*durability),
+                "block": shape.block, "depth": shape.depth, "sync": durability.name(),
                 "mb_s": spread(&row.bytes_s), "latency_us": row.latencies.json(),
             })
         })
@@ -252,16 +270,16 @@ fn summarise(grid: &Grid, arguments: &Arguments, result: &mut Value) {
                 fastest(rates.iter().map(|(key, shape, rate)| (*key, *shape, *rate)), total)?;
             Some(json!({
                 "in_flight": total, "mb_s": mb(rate), "block": shape.block, "depth": shape.depth,
-                "sync": name(*durability),
+                "sync": durability.name(),
             }))
         })
         .collect();
     let mut alone: BTreeMap<usize, (&str, &Row)> = BTreeMap::new();
     for ((durability, shape), row) in grid.writes.iter().filter(|((_, shape), _)| shape.depth == 1) {
         let p50 = |row: &Row| Spread::of(&row.p50_us).median;
-        let best = alone.entry(shape.block).or_insert((name(*durability), row));
+        let best = alone.entry(shape.block).or_insert((durability.name(), row));
         if p50(row) < p50(best.1) {
-            *best = (name(*durability), row);
+            *best = (durability.name(), row);
         }
     }
     let latency: Vec<Value> = alone
@@ -296,7 +314,7 @@ pub(crate) fn describe(dir: &Path) -> Value {
 
 /// Whether the syncs that were asked for reach the device. The counter is the whole disk's, so that others' syncs count as
 /// well: what happens without any of ours is printed beside it.
-fn check_syncs(file: &dyn File, arguments: &Arguments) -> io::Result<Value> {
+fn check_syncs(file: &Arc<dyn File>, backend: Backend, arguments: &Arguments) -> io::Result<Value> {
     let shape = Shape { block: PAGE, depth: 1 };
     let Some(device) = BlockDevice::below(&arguments.dir) else {
         return Ok(unverified("no block device is shown below the directory; try `strace -f -c`"));
@@ -323,13 +341,13 @@ fn check_syncs(file: &dyn File, arguments: &Arguments) -> io::Result<Value> {
     let mut all = true;
     for durability in [Durability::PerWrite, Durability::SharedFlush] {
         let before = flushes().unwrap_or_default();
-        let measured = calibrate::write(file, arguments.bytes, shape, durability, CHECK_TIME)?;
+        let measured = calibrate::write(file, arguments.bytes, shape, durability, CHECK_TIME, backend)?;
         let seen = flushes().unwrap_or_default() - before;
         let with_write = durability == Durability::PerWrite && device.queue("fua").as_deref() == Some("1");
         let reached = if with_write { None } else { Some(seen >= measured.syncs) };
         all &= reached.unwrap_or(true);
         ways.push(json!({
-            "sync": name(durability), "asked": measured.syncs, "flushes_of_device": seen, "reached": reached,
+            "sync": durability.name(), "asked": measured.syncs, "flushes_of_device": seen, "reached": reached,
             "seconds": rounded(measured.elapsed.as_secs_f64()),
         }));
     }

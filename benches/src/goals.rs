@@ -5,6 +5,7 @@
 //! P15 are those of `docs/performance.md`, which also says what is not measured here.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use channel::{Channel as _, DurableChannel};
@@ -12,7 +13,7 @@ use clap::{Args, Parser as _};
 use serde_json::{Value, json};
 use wal::calibrate::{self, Durability, Measured, Shape};
 use wal::io::File;
-use wal::io::real::RealDir;
+use wal::io::real::{Backend, RealDir};
 use wal::limits::pages;
 
 use crate::channel::{self as load_of, Mode, Outcome, load, still};
@@ -94,7 +95,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     let (mut sheet, mut loads) = (Sheet::default(), Vec::new());
     let measured = (0..arguments.rounds).try_for_each(|_| {
         loads.extend(host::load_average());
-        round(arguments, &Raw { file: &*file, bytes: arguments.bytes, seconds: arguments.seconds }, &mut sheet)
+        round(
+            arguments,
+            &Raw { file: &file, backend: dir.backend(), bytes: arguments.bytes, seconds: arguments.seconds },
+            &mut sheet,
+        )
     });
     device::remove_file(&dir).map_err(at)?;
     measured?;
@@ -228,7 +233,8 @@ fn load(arguments: &Arguments, more: &[&str]) -> Result<Outcome, String> {
 
 /// The disk itself.
 struct Raw<'a> {
-    file: &'a dyn File,
+    file: &'a Arc<dyn File>,
+    backend: Backend,
     bytes: u64,
     seconds: Duration,
 }
@@ -267,14 +273,14 @@ impl Raw<'_> {
         let mut best = 0_f64;
         for depth in [1, 2, 4, 8] {
             let shape = Shape { block: 1 << 20, depth };
-            let measured = calibrate::read(self.file, self.bytes, shape, self.seconds / RAW_PART);
+            let measured = calibrate::read(&**self.file, self.bytes, shape, self.seconds / RAW_PART);
             best = best.max(measured.map_err(|error| format!("raw read: {error}"))?.bytes_per_second());
         }
         Ok(best / 1e6)
     }
 
     fn write(&self, shape: Shape, durability: Durability, time: Duration) -> Result<Measured, String> {
-        let measured = calibrate::write(self.file, self.bytes, shape, durability, time);
+        let measured = calibrate::write(self.file, self.bytes, shape, durability, time, self.backend);
         measured.map_err(|error| format!("raw write: {error}"))
     }
 }

@@ -11,6 +11,7 @@ mod cli;
 mod count;
 mod cpu;
 mod device;
+mod fio;
 mod goals;
 mod host;
 mod idle;

@@ -45,7 +45,9 @@ pub use api::{
 pub use durable::inspect;
 #[cfg(any(test, feature = "sim"))]
 pub use durable::simulation;
-pub use durable::{DamageReport, Devices, DurableChannel, DurableOptions, MemoryUse, OnDamage, OpenError, Recovery};
+pub use durable::{
+    DamageReport, Devices, DurableChannel, DurableOptions, MemoryUse, OnDamage, OpenError, Recovery, calibrate,
+};
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
 pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};
 pub use settlement::{NoteUpdate, Outcome, SeqRange, SettleError, Settlement};

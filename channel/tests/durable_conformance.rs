@@ -5,14 +5,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use channel::conformance::{self, Place, Setup};
-use channel::{Channel, Devices, DurableChannel, DurableOptions};
+use channel::{Channel, Devices, DurableChannel, DurableOptions, calibrate};
+use wal::flushes::Durability;
+use wal::io::real::{Backend, RealDir};
 use wal::seal::ChannelKey;
+use wal::tuning::Tuning;
 
 struct Scratch {
     root: tempfile::TempDir,
     setup: Setup,
     dirs: usize,
     key: Option<ChannelKey>,
+    how: (Option<Backend>, Option<Tuning>),
     last: Mutex<Option<Arc<DurableChannel>>>,
 }
 
@@ -56,6 +60,7 @@ impl Place for Scratch {
         options.keep_alive = self.setup.keep_alive;
         options.segment_len = 1 << 20;
         options.key = self.key.clone();
+        (options.backend, options.tuning) = self.how;
         options.separate_flush_domains = true;
         let channel = Arc::new(DurableChannel::open(options, &Devices::new()).unwrap());
         *last = Some(Arc::clone(&channel));
@@ -64,9 +69,13 @@ impl Place for Scratch {
 }
 
 fn check(dirs: usize, key: Option<ChannelKey>) {
+    check_written(dirs, key, (None, Some(Tuning::default())));
+}
+
+fn check_written(dirs: usize, key: Option<ChannelKey>, how: (Option<Backend>, Option<Tuning>)) {
     conformance::check_durable(&|setup| {
         let root = tempfile::tempdir().unwrap();
-        Box::new(Scratch { root, setup, dirs, key: key.clone(), last: Mutex::default() })
+        Box::new(Scratch { root, setup, dirs, key: key.clone(), how, last: Mutex::default() })
     });
 }
 
@@ -78,6 +87,39 @@ fn one_plain_directory() {
 #[test]
 fn three_encrypted_directories() {
     check(3, Some(ChannelKey::new("k1", [7; 32]).unwrap()));
+}
+
+#[test]
+fn one_flush_for_many_writes_whatever_writes_them() {
+    let tuning = Tuning { durability: Durability::SharedFlush, depth: 3 };
+    for backend in Backend::ALL {
+        check_written(2, None, (Some(backend), Some(tuning)));
+    }
+}
+
+#[test]
+fn a_disk_is_measured_once_and_again_when_it_is_written_in_another_way_or_by_command() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("d");
+    let identity = || std::fs::read(dir.join("identity")).unwrap();
+    let open = |backend: Option<Backend>| {
+        let mut options = DurableOptions::new("c1", vec![dir.clone()]);
+        (options.backend, options.tuning) = (backend, None);
+        drop(DurableChannel::open(options, &Devices::new()).unwrap());
+        identity()
+    };
+    assert!(calibrate(&dir, None).is_err(), "nothing is there yet");
+    let probe = RealDir::open_or_create(root.path(), None).unwrap();
+    let measurable = probe.backend() != Backend::Buffered && !probe.is_in_memory().unwrap();
+    let first = open(None);
+    assert_eq!(open(None), first, "what is known is used");
+    let other = open(Some(Backend::Direct));
+    assert_eq!(other != first, measurable);
+    assert_eq!(open(Some(Backend::Buffered)), other, "what cannot be measured changes nothing");
+    let measured = calibrate(&dir, None).unwrap();
+    assert_eq!((measured.is_some(), identity() != other), (measurable, measurable));
+    let names: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{names:?}");
 }
 
 #[test]

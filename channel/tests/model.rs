@@ -78,6 +78,8 @@ impl<const REAL: bool> ReferenceStateMachine for Histories<REAL> {
                     capacity,
                     pool_segments: if seed.is_multiple_of(2) { 0 } else { 8 },
                     compressed: seed.is_multiple_of(3),
+                    shared_flush: seed.is_multiple_of(5),
+                    measured: seed.is_multiple_of(7),
                     steps,
                 };
                 Reference::new(plan)

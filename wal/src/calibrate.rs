@@ -5,18 +5,24 @@
 //! (it must be whole: written once from end to end, and synced), how often to repeat, and what follows from the numbers.
 //!
 //! ```text
-//! per write     each worker: write, durable │ write, durable │ …           depth workers, one sync for each block
-//! shared flush  all workers: write ┐ one sync for all ┐ write ┐ …          depth workers, one sync for depth blocks
+//! per write     each worker: write, durable │ write, durable │ …           one sync for each block
+//! shared flush  all workers: write ┐ one sync for all ┐ write ┐ …          one sync for many blocks
 //! ```
+//! The workers are one thread with a ring, or `depth` threads where there is no io_uring.
+
+mod ring;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use crate::flushes::Durability;
 use crate::io::File;
 use crate::io::buffer::Buffer;
+use crate::io::real::Backend;
+use crate::io::uring::Ring;
 use crate::limits::PAGE;
 
 /// Writes or reads in flight at once: beyond this no disk that one log uses becomes faster.
@@ -24,15 +30,6 @@ pub const DEPTH_MAX: usize = 64;
 
 /// Latencies kept of one measurement; later ones count as bytes only. A second of the fastest disk fits.
 const LATENCIES_MAX: usize = 1 << 21;
-
-/// When a write counts as durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Durability {
-    /// Each write by itself: `RWF_DSYNC` with direct I/O, which is the same as a file opened with `O_DSYNC`.
-    PerWrite,
-    /// One flush for all writes in flight, once they have returned.
-    SharedFlush,
-}
 
 /// How blocks are on their way: so many at once, of this size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,8 +64,32 @@ impl Measured {
     }
 }
 
-/// Overwrites the first `len` bytes of `file` from front to end, again and again, for about `time`.
-pub fn write(file: &dyn File, len: u64, shape: Shape, durability: Durability, time: Duration) -> io::Result<Measured> {
+/// Overwrites the first `len` bytes of `file` from front to end, again and again, for about `time`, in the way of `backend`:
+/// with threads where the kernel denies io_uring.
+pub fn write(
+    file: &Arc<dyn File>,
+    len: u64,
+    shape: Shape,
+    durability: Durability,
+    time: Duration,
+    backend: Backend,
+) -> io::Result<Measured> {
+    if backend == Backend::Uring {
+        Run::new(len, shape, time)?;
+        if let Ok(ring) = Ring::new(shape.depth, shape.block, durability) {
+            return ring::write(file, len, shape, durability, time, ring);
+        }
+    }
+    write_with_threads(&**file, len, shape, durability, time)
+}
+
+fn write_with_threads(
+    file: &dyn File,
+    len: u64,
+    shape: Shape,
+    durability: Durability,
+    time: Duration,
+) -> io::Result<Measured> {
     let run = Run::new(len, shape, time)?;
     let round = Barrier::new(shape.depth);
     run.go(|done| {
@@ -89,7 +110,7 @@ pub fn write(file: &dyn File, len: u64, shape: Shape, durability: Durability, ti
                     // Who fails still comes to the barrier: the others wait there for it.
                     run.keep_error(file.write_at(&block, offset));
                     if round.wait().is_leader() {
-                        run.keep_error(file.sync_range(0, len));
+                        run.keep_error(file.sync_data());
                         done.syncs += 1;
                         run.end_if_over();
                     }
@@ -248,17 +269,21 @@ impl Measured {
     }
 }
 
-/// Bytes that no disk can compress.
+/// A block of bytes that no disk can compress.
 fn noise(len: usize) -> io::Result<Buffer> {
     let mut buffer = Buffer::zeroed(len)?;
+    make_noise(&mut buffer);
+    Ok(buffer)
+}
+
+fn make_noise(block: &mut Buffer) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for word in buffer.chunks_exact_mut(8) {
+    for word in block.chunks_exact_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         word.copy_from_slice(&state.to_le_bytes());
     }
-    Ok(buffer)
 }
 
 /// Makes each page of `block` another one than before.
@@ -273,7 +298,6 @@ mod tests {
     use super::*;
     use crate::io::Dir;
     use crate::io::real::RealDir;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
 
     const LEN: u64 = 1 << 20;
@@ -323,16 +347,30 @@ mod tests {
         fn sync(&self) -> io::Result<()> {
             self.inner.sync()
         }
+        fn sync_data(&self) -> io::Result<()> {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            self.inner.sync_data()
+        }
         fn drop_cache(&self) -> io::Result<()> {
             self.inner.drop_cache()
         }
     }
 
-    fn file(scratch: &tempfile::TempDir, fails: bool) -> Counting {
+    fn file(scratch: &tempfile::TempDir, fails: bool) -> Arc<Counting> {
         let dir = RealDir::open_or_create(scratch.path(), None).unwrap();
         let file = dir.create("calibrate").unwrap();
         fill(&*file, LEN).unwrap();
-        Counting::of(file, fails)
+        Arc::new(Counting::of(file, fails))
+    }
+
+    fn write_with_threads(
+        file: &Arc<Counting>,
+        shape: Shape,
+        durability: Durability,
+        time: Duration,
+    ) -> io::Result<Measured> {
+        let file: Arc<dyn File> = Arc::clone(file) as Arc<dyn File>;
+        write(&file, LEN, shape, durability, time, Backend::Direct)
     }
 
     #[test]
@@ -342,7 +380,7 @@ mod tests {
         for (durability, blocks_for_each_sync) in [(Durability::PerWrite, 1), (Durability::SharedFlush, 4)] {
             let before = file.syncs.load(Ordering::SeqCst);
             let shape = Shape { block: 2 * PAGE, depth: 4 };
-            let measured = write(&file, LEN, shape, durability, SOON).unwrap();
+            let measured = write_with_threads(&file, shape, durability, SOON).unwrap();
             assert_eq!(measured.bytes, measured.blocks * shape.block as u64);
             assert_eq!(measured.blocks, measured.syncs * blocks_for_each_sync, "{durability:?}");
             assert_eq!(file.syncs.load(Ordering::SeqCst) - before, measured.syncs, "{durability:?}");
@@ -353,11 +391,29 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_counts_each_block_once_it_is_durable() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = RealDir::open_or_create(scratch.path(), Some(Backend::Direct)).unwrap();
+        let file = dir.create("calibrate").unwrap();
+        fill(&*file, LEN).unwrap();
+        for (durability, depth) in [(Durability::PerWrite, 1), (Durability::PerWrite, 4), (Durability::SharedFlush, 4)]
+        {
+            let shape = Shape { block: 2 * PAGE, depth };
+            let measured = write(&file, LEN, shape, durability, SOON, Backend::Uring).unwrap();
+            assert_eq!(measured.bytes, measured.blocks * shape.block as u64);
+            assert!(measured.syncs > 0 && measured.syncs <= measured.blocks, "{durability:?} {measured:?}");
+            assert_eq!(measured.latencies.len() as u64, measured.blocks);
+            assert_eq!(file.size().unwrap(), LEN);
+        }
+    }
+
+    #[test]
     fn reads_go_from_front_to_end_and_a_file_that_is_too_short_is_an_error() {
         let scratch = tempfile::tempdir().unwrap();
         let file = file(&scratch, false);
-        assert!(read(&file, LEN, Shape { block: PAGE, depth: 2 }, SOON).unwrap().blocks > 0);
-        let error = read(&file, 2 * LEN, Shape { block: LEN as usize, depth: 1 }, Duration::from_secs(60)).unwrap_err();
+        assert!(read(&*file, LEN, Shape { block: PAGE, depth: 2 }, SOON).unwrap().blocks > 0);
+        let error =
+            read(&*file, 2 * LEN, Shape { block: LEN as usize, depth: 1 }, Duration::from_secs(60)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
@@ -367,7 +423,7 @@ mod tests {
         let file = file(&scratch, true);
         for durability in [Durability::PerWrite, Durability::SharedFlush] {
             let shape = Shape { block: PAGE, depth: 4 };
-            let error = write(&file, LEN, shape, durability, Duration::from_secs(60)).unwrap_err();
+            let error = write_with_threads(&file, shape, durability, Duration::from_secs(60)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{durability:?}");
         }
     }
@@ -378,7 +434,7 @@ mod tests {
         let file = file(&scratch, false);
         for (block, depth) in [(100, 1), (PAGE, 0), (PAGE, DEPTH_MAX + 1), (LEN as usize, 2), (0, 1)] {
             let shape = Shape { block, depth };
-            let error = write(&file, LEN, shape, Durability::PerWrite, SOON).unwrap_err();
+            let error = write_with_threads(&file, shape, Durability::PerWrite, SOON).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{shape:?}");
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::io::uring::Alarm;
 use crate::limits::OVERLAP_MIN;
+use crate::tuning::Tuning;
 
 #[derive(Debug, Default)]
 struct Raises {
@@ -95,7 +96,7 @@ struct State {
 #[derive(Debug)]
 pub struct Device {
     name: String,
-    depth: usize,
+    tuning: Tuning,
     /// While a write is in flight another one starts only when this many bytes wait.
     overlap_min: usize,
     state: Mutex<State>,
@@ -103,28 +104,33 @@ pub struct Device {
 
 impl Device {
     pub fn new(name: impl Into<String>, depth: usize) -> Arc<Device> {
-        Device::with_overlap(name, depth, OVERLAP_MIN)
+        Device::tuned(name, Tuning { depth, ..Tuning::default() })
+    }
+
+    /// A device that is written as is best for it.
+    pub fn tuned(name: impl Into<String>, tuning: Tuning) -> Arc<Device> {
+        Device::with_overlap(name, tuning, OVERLAP_MIN)
     }
 
     /// A device on which another write starts beside one in flight as soon as `overlap_min` bytes wait.
-    pub fn with_overlap(name: impl Into<String>, depth: usize, overlap_min: usize) -> Arc<Device> {
-        assert!(depth > 0, "a device takes at least one write at a time");
-        Arc::new(Device { name: name.into(), depth, overlap_min, state: Mutex::default() })
+    pub fn with_overlap(name: impl Into<String>, tuning: Tuning, overlap_min: usize) -> Arc<Device> {
+        assert!(tuning.depth > 0, "a device takes at least one write at a time");
+        Arc::new(Device { name: name.into(), tuning, overlap_min, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn depth(&self) -> usize {
-        self.depth
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
     }
 
     /// A slot for one write, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
     /// once a slot comes free.
     pub fn try_start(self: &Arc<Device>, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
-        if state.writes >= self.depth || (state.writes > 0 && waiting < self.overlap_min) {
+        if state.writes >= self.tuning.depth || (state.writes > 0 && waiting < self.overlap_min) {
             let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
             if !state.refused.iter().any(known) {
                 state.refused.push(Arc::downgrade(signal));

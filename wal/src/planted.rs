@@ -43,6 +43,10 @@ bugs! {
     SkipHeaderSync,
     /// A sync that failed is asked again, and its success is believed.
     RetryFailedSync seen in "PostgreSQL, fsync in 2018",
+    /// A flush counts for writes that returned while it was under way.
+    FlushCoversLater,
+    /// After a flush has failed, writes that returned meanwhile are flushed again, and the answer is believed.
+    FlushAgain,
     /// Recovery counts what the page cache has, whether or not the disk has it.
     TrustPageCache,
 

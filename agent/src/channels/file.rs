@@ -173,7 +173,7 @@ static KEYS: &[Key] = &[
 const INSTEAD_OF_JCEKS: &str = "Make a key file with `penstock keys generate FILE`, and set encryption.keyProvider = FILE and encryption.keyProvider.keyFile";
 
 /// The sub-directory of a data directory that is ours.
-const OWN_DIR: &str = "penstock";
+pub(crate) const OWN_DIR: &str = "penstock";
 
 /// The shortest segment: room for a few thousand events.
 const SEGMENT_MIN: u64 = 1 << 20;
@@ -316,6 +316,7 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         checkpoint_dir: Some(expand_home(settings.text("checkpointDir").trim()).join(OWN_DIR)),
         checkpoint_interval: Duration::from_millis(settings.count("checkpointInterval") as u64),
         separate_flush_domains: settings.choice("penstock.flushDomains") == "separate",
+        tuning: None,
         ..DurableOptions::new(settings.name(), own_dirs)
     };
     let encryption = encryption(settings)?;

@@ -5,6 +5,8 @@
 mod file;
 mod memory;
 
+pub(crate) use file::OWN_DIR;
+
 use crate::component::ChannelEntry;
 
 /// Every channel that this build has.

@@ -191,7 +191,7 @@ fn raw(arguments: &Arguments) -> Result<f64, String> {
         let shape = Shape { block: wal::limits::pages(in_flight.div_ceil(depth)), depth };
         for durability in [Durability::PerWrite, Durability::SharedFlush] {
             let time = Duration::from_secs_f64(arguments.seconds / 8.0);
-            let measured = calibrate::write(&*file, RAW_BYTES, shape, durability, time).map_err(failed)?;
+            let measured = calibrate::write(&file, RAW_BYTES, shape, durability, time, dir.backend()).map_err(failed)?;
             best = best.max(measured.bytes_per_second() / 1e6);
         }
     }

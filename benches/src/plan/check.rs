@@ -10,7 +10,7 @@ use clap::Parser as _;
 use serde_json::{Value, json};
 use wal::calibrate::{self, Durability, Shape};
 use wal::io::File;
-use wal::io::real::RealDir;
+use wal::io::real::{Backend, RealDir};
 
 use super::model::{Disk, Load};
 use crate::channel::{Arguments, load, still};
@@ -31,6 +31,7 @@ const WARM: &str = "4G";
 /// The disk itself, asked when the formulas ask.
 struct Raw {
     file: Arc<dyn File>,
+    backend: Backend,
     time: Duration,
     known: RefCell<BTreeMap<Shape, f64>>,
 }
@@ -40,7 +41,7 @@ impl Disk for Raw {
         if let Some(rate) = self.known.borrow().get(&shape) {
             return Ok(*rate);
         }
-        let measured = calibrate::write(&*self.file, FILE_BYTES, shape, Durability::PerWrite, self.time);
+        let measured = calibrate::write(&self.file, FILE_BYTES, shape, Durability::PerWrite, self.time, self.backend);
         let rate = measured.map_err(|error| format!("raw write: {error}"))?.bytes_per_second();
         self.known.borrow_mut().insert(shape, rate);
         Ok(rate)
@@ -74,7 +75,8 @@ pub(super) fn run(dir: &Path, budget: Duration, rounds: u32, as_json: bool) -> R
         still::warm(&channel, &filling)?;
         for (load, found_at) in loads.iter().cycle().zip((0..rounds).flat_map(|_| 0..loads.len())) {
             averages.extend(host::load_average());
-            let raw = Raw { file: Arc::clone(&file), time: raw_time, known: RefCell::default() };
+            let backend = raw_dir.backend();
+            let raw = Raw { file: Arc::clone(&file), backend, time: raw_time, known: RefCell::default() };
             let predicted = load.put_ev_s(&load.frames(1), &raw)?;
             let outcome = load::measure(&channel, &settings(load.producers, load.batch, load.size, "0")?)?;
             still::warm(&channel, &draining)?;

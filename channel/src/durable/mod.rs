@@ -8,6 +8,7 @@ mod cache;
 mod checkpoint;
 mod compress;
 mod core;
+mod disks;
 mod found;
 pub mod inspect;
 mod job;
@@ -21,5 +22,6 @@ mod shell;
 pub mod simulation;
 mod writers;
 
+pub use disks::calibrate;
 pub use open::{DamageReport, OnDamage, OpenError, Recovery};
 pub use shell::{Devices, DurableChannel, DurableOptions, MemoryUse};

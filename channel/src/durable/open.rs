@@ -22,6 +22,7 @@ use wal::recover::cases::{Case, Content};
 use wal::recover::known::Known;
 use wal::recover::{Finding, LogScan, Purpose, RecoverError, read_log};
 use wal::seal::{ChannelKey, Random};
+use wal::tuning::Calibration;
 
 use super::checkpoint::Checkpoint;
 use super::core::Start;
@@ -39,6 +40,8 @@ const BEING_CREATED: u64 = 1;
 pub(crate) struct OpenDir {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) device: Arc<Device>,
+    /// What is known of its disk, to be kept in its identity.
+    pub(crate) calibration: Option<Calibration>,
 }
 
 #[derive(Debug, Clone)]
@@ -212,7 +215,7 @@ pub(crate) fn open(
     let unresolved = voids.iter().copied().collect();
     let queue = Queue::recovered(queued, settled, unresolved, next_seq);
     let mut logs = Vec::new();
-    for ((OpenDir { dir, device }, identity), scan) in dirs.iter().zip(identities).zip(scans) {
+    for ((OpenDir { dir, device, .. }, identity), scan) in dirs.iter().zip(identities).zip(scans) {
         let options = LogOptions {
             channel: identity.channel,
             log: identity.log,
@@ -395,6 +398,7 @@ fn identify(dirs: &[OpenDir], random: &dyn Random, now_ms: u64) -> Result<Plan, 
         log: found[index].as_ref().map_or_else(|| ids[&index], |identity| identity.log),
         generation,
         created_ms: found[index].as_ref().map_or(now_ms, |identity| identity.created_ms),
+        calibration: dirs[index].calibration.or_else(|| found[index].as_ref()?.calibration),
         members: members.clone(),
     };
     Ok(Plan {

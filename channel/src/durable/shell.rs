@@ -15,8 +15,9 @@ use wal::device::{Device, Signal};
 use wal::io::Dir;
 use wal::io::durable;
 use wal::io::real::{Backend, RealDir};
-use wal::limits::{DEPTH_DEFAULT, SEGMENT_MAX, SEGMENT_MIN};
+use wal::limits::{SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
+use wal::tuning::{Calibration, Tuning};
 
 use super::compress::Compression;
 use super::core::reads::READS_MAX;
@@ -24,7 +25,7 @@ use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
 use super::open::{IDENTITY, OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
 use super::read::Buffers;
-use super::writers;
+use super::{disks, writers};
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::event::EventBatch;
 use crate::settlement::{NoteUpdate, SettleError, Settlement};
@@ -33,17 +34,25 @@ use crate::ticket::Ticket;
 /// The flush domains of the process, one for each block device. Made once and passed to every channel.
 #[derive(Debug, Default)]
 pub struct Devices {
-    known: Mutex<BTreeMap<String, Arc<Device>>>,
+    known: Mutex<BTreeMap<String, Known>>,
 }
+
+/// A device, and what was measured of it.
+type Known = (Arc<Device>, Option<Calibration>);
 
 impl Devices {
     pub fn new() -> Arc<Devices> {
         Arc::new(Devices::default())
     }
 
-    fn device(&self, key: String) -> Arc<Device> {
+    /// The device of this name. Whoever opens it first says how it is written, others wait for that.
+    fn device(&self, key: String, tune: impl FnOnce() -> (Tuning, Option<Calibration>)) -> Known {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(key.clone()).or_insert_with(|| Device::new(key, DEPTH_DEFAULT)))
+        let entry = known.entry(key.clone()).or_insert_with(|| {
+            let (tuning, calibration) = tune();
+            (Device::tuned(key, tuning), calibration)
+        });
+        entry.clone()
     }
 }
 
@@ -81,6 +90,9 @@ pub struct DurableOptions {
     pub on_damage: OnDamage,
     /// `None` probes each directory for direct I/O.
     pub backend: Option<Backend>,
+    /// How disks are written. `None` measures each disk when it is new, for less than a second, and keeps what was found in
+    /// its directories; whoever opens a device first in a process decides for all.
+    pub tuning: Option<Tuning>,
     /// Where checkpoints go; `None` for the first data directory.
     pub checkpoint_dir: Option<PathBuf>,
     /// Shortest time between two checkpoints.
@@ -112,6 +124,7 @@ impl DurableOptions {
             old_keys: Vec::new(),
             on_damage: OnDamage::Refuse,
             backend: None,
+            tuning: Some(Tuning::default()),
             checkpoint_dir: None,
             checkpoint_interval: Duration::from_secs(30),
             separate_flush_domains: false,
@@ -140,6 +153,7 @@ pub(super) struct Shared {
     /// Something was written or answered; only closing waits for it.
     pub(super) progress: Signal,
     pub(super) dirs: Vec<Arc<dyn Dir>>,
+    pub(super) devices: Vec<Arc<Device>>,
     checkpoint_dir: Arc<dyn Dir>,
     key: Mutex<Option<ChannelKey>>,
     started: Instant,
@@ -227,7 +241,8 @@ impl DurableChannel {
         check(&options)?;
         let untouched = |path: &PathBuf| OpenDir {
             dir: Arc::new(RealDir::untouched(path)),
-            device: Device::new(path.display().to_string(), DEPTH_DEFAULT),
+            device: Device::tuned(path.display().to_string(), Tuning::default()),
+            calibration: None,
         };
         let members: Vec<OpenDir> = options.data_dirs.iter().map(untouched).collect();
         let mut held = BTreeMap::new();
@@ -254,9 +269,15 @@ impl DurableChannel {
             let number = dir.device_number().map_err(|error| failed("stat", error))?;
             let key =
                 if options.separate_flush_domains { path.display().to_string() } else { format!("device {number}") };
-            tracing::info!(channel = options.name, dir = %path.display(), backend = ?dir.backend(), "data directory");
+            let (device, calibration) = devices.device(key, || match options.tuning {
+                Some(tuning) => (tuning, None),
+                None => disks::tuning_of(&dir, options.reserve_bytes),
+            });
+            let Tuning { durability, depth } = device.tuning();
+            let sync = durability.name();
+            tracing::info!(channel = options.name, dir = %path.display(), backend = ?dir.backend(), sync, depth, "data directory");
             backends.push(dir.backend());
-            dirs.push(OpenDir { dir: Arc::new(dir), device: devices.device(key) });
+            dirs.push(OpenDir { dir: Arc::new(dir), device, calibration });
         }
         let mut keys = options.old_keys.clone();
         keys.extend(options.key.clone());
@@ -315,6 +336,7 @@ impl DurableChannel {
             checkpoints: Signal::default(),
             progress: Signal::default(),
             dirs: dirs.iter().map(|open| Arc::clone(&open.dir)).collect(),
+            devices: dirs.iter().map(|open| Arc::clone(&open.device)).collect(),
             checkpoint_dir,
             key: Mutex::new(options.key.clone()),
             started: Instant::now(),
@@ -408,7 +430,7 @@ impl DurableChannel {
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Takes the lock of a directory, which is held for as long as the answer lives.
-fn lock(path: &Path, dir: &dyn Dir) -> Result<Box<dyn Send + Sync>, OpenError> {
+pub(super) fn lock(path: &Path, dir: &dyn Dir) -> Result<Box<dyn Send + Sync>, OpenError> {
     dir.lock().map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => OpenError::Locked { dir: path.display().to_string() },
         _ => OpenError::Io { dir: path.display().to_string(), action: "lock".to_owned(), error },

@@ -1,18 +1,21 @@
 //! The threads that write frames: one with a ring for each log, or, where io_uring is denied or not wanted, one for each
 //! write in flight.
 //!
-//! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended.
+//! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended. Where one flush makes
+//! many writes durable, a write has ended when the flush that covers it has: `wal::flushes` says which.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use wal::flushes::{Durability, FlushGroup, Flushes};
 use wal::frame_writer::Workbench;
 use wal::io::buffer::Buffer;
 use wal::io::real::Backend;
-use wal::io::uring::Ring;
-use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET};
+use wal::io::uring::{Ring, Written};
+use wal::limits::FRAME_TARGET;
+use wal::tuning::Tuning;
 
 use super::job::Job;
 use super::shell::{Role, Shared, wall_ms};
@@ -27,15 +30,16 @@ pub(super) fn spawn(
     backend: Backend,
     start: &mut impl FnMut(String, Role) -> io::Result<()>,
 ) -> io::Result<()> {
+    let Tuning { durability, depth } = shared.devices[index].tuning();
     if backend == Backend::Uring {
         let (began, begins) = mpsc::channel();
         let owner = Arc::clone(shared);
         // A ring belongs to the thread that makes it.
-        let run = move || match Ring::new(DEPTH_DEFAULT, FRAME_BUFFER) {
+        let run = move || match Ring::new(depth, FRAME_BUFFER, durability) {
             Ok(ring) => {
                 owner.writes[index].wakes(ring.alarm());
                 let _somebody_listens = began.send(None);
-                ring_loop(&owner, index, ring);
+                ring_loop(&owner, index, ring, durability);
             }
             Err(error) => {
                 let _somebody_listens = began.send(Some(error));
@@ -51,9 +55,10 @@ pub(super) fn spawn(
             Err(_) => return Err(io::Error::other("the writer did not start")),
         }
     }
-    for _ in 0..DEPTH_DEFAULT {
-        let shared = Arc::clone(shared);
-        start(format!("w{index}"), Box::new(move || thread_loop(&shared, index)))?;
+    let group = (durability == Durability::SharedFlush).then(|| Arc::new(FlushGroup::default()));
+    for _ in 0..depth {
+        let (shared, group) = (Arc::clone(shared), group.clone());
+        start(format!("w{index}"), Box::new(move || thread_loop(&shared, index, group.as_deref())))?;
     }
     Ok(())
 }
@@ -83,10 +88,11 @@ fn ended(shared: &Shared, written: impl IntoIterator<Item = (Job, io::Result<()>
     shared.progress.raise_all();
 }
 
-fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
+fn ring_loop(shared: &Shared, index: usize, mut ring: Ring, durability: Durability) {
     let signal = &shared.writes[index];
     let mut flying = BTreeMap::new();
     let (mut written, mut bench) = (Vec::new(), Workbench::default());
+    let mut flushes = Flushes::default();
     loop {
         let seen = signal.count();
         while let Some((job, _)) = next_job(shared, index) {
@@ -103,6 +109,9 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
         if flying.is_empty() && shared.is_stopping() {
             return;
         }
+        if let Some(file) = flushes.begin() {
+            ring.flush(file);
+        }
         if let Err(error) = ring.wait(&mut written, || signal.count() == seen) {
             // What is in flight is of unknown outcome for good. Who waits for it hears that it is closed, with this thread's
             // jobs; the log owes an answer for ever, so that others are used instead.
@@ -110,16 +119,33 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring) {
             return;
         }
         if !written.is_empty() {
-            let jobs = written.drain(..).map(|written| {
-                let job = flying.remove(&written.token).expect("a frame ends once");
-                (job, written.result)
-            });
-            ended(shared, jobs);
+            let outcomes = written.drain(..).flat_map(|written| outcomes(written, &flying, &mut flushes, durability));
+            let outcomes: Vec<(u64, io::Result<()>)> = outcomes.collect();
+            if !outcomes.is_empty() {
+                let mut job = |id| flying.remove(&id).expect("a frame ends once");
+                ended(shared, outcomes.into_iter().map(|(id, result)| (job(id), result)));
+            }
         }
     }
 }
 
-fn thread_loop(shared: &Shared, index: usize) {
+/// Which frames are durable, or will never be, now that a write or a flush has ended.
+fn outcomes(
+    Written { token, result }: Written,
+    flying: &BTreeMap<u64, Job>,
+    flushes: &mut Flushes,
+    durability: Durability,
+) -> Vec<(u64, io::Result<()>)> {
+    let Some(id) = token else { return flushes.ended(result) };
+    if durability == Durability::PerWrite || result.is_err() {
+        return vec![(id, result)];
+    }
+    let reservation = &flying[&id].reservation;
+    let lost = flushes.returned(id, &reservation.file, reservation.epoch).err();
+    lost.map(|error| (id, Err(error))).into_iter().collect()
+}
+
+fn thread_loop(shared: &Shared, index: usize, group: Option<&FlushGroup>) {
     let signal = &shared.writes[index];
     let mut spare = Buffer::zeroed(FRAME_BUFFER).ok();
     let mut bench = Workbench::default();
@@ -142,7 +168,11 @@ fn thread_loop(shared: &Shared, index: usize) {
             Ok(mut frame) => {
                 frame.set_len(len);
                 job.seal(&mut frame, &mut bench);
-                let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+                let (reservation, offset) = (&job.reservation, job.reservation.header.offset);
+                let result = match group {
+                    None => reservation.file.write_durable_at(&frame, offset),
+                    Some(group) => group.write(reservation.id, &reservation.file, &frame, offset, reservation.epoch),
+                };
                 (Some(frame), result)
             }
             Err(error) => (None, Err(error)),

@@ -143,6 +143,8 @@ fn pass(seed: u64, pass: u64) -> (Plan, Backend) {
         capacity: 10_000,
         pool_segments: 0,
         compressed: pass.is_multiple_of(3),
+        shared_flush: pass % 3 == 1,
+        measured: pass % 2 == 1,
         steps: Vec::new(),
     };
     let mut step = |verb, args| plan.steps.push(Step::new(verb, args));

@@ -3,8 +3,11 @@
 //! An empty mount point has none, so a disk that is not there cannot be mistaken for an empty queue.
 
 use super::{Classified, Damage, FEATURES_KNOWN, VERSION, layout};
+use crate::calibrate::DEPTH_MAX;
 use crate::checksum::crc32c;
+use crate::flushes::Durability;
 use crate::limits::{MEMBERS_MAX, PAGE};
+use crate::tuning::{Calibration, Tuning};
 
 const MAGIC_BYTES: [u8; 8] = *b"PNSTKDIR";
 const MEMBER_LEN: usize = 120;
@@ -21,7 +24,12 @@ layout! { PAGE;
     CREATED_MS = "created_ms": 8,
     SYNC_METHOD = "sync_method": 2,
     DEPTH = "depth": 2,
-    CALIBRATION = "calibration": 60,
+    MEASURED_MS = "measured_ms": 8,
+    FINGERPRINT = "fingerprint": 4,
+    PER_WRITE = "per_write_kib_s": 4,
+    SHARED_FLUSH = "shared_flush_kib_s": 4,
+    LATENCY = "latency_us": 4,
+    CALIBRATION = "calibration": 36,
     MEMBER_COUNT = "member_count": 2,
     ZERO = "zero": 122,
     MEMBERS = "members": MEMBERS_MAX * MEMBER_LEN,
@@ -43,6 +51,8 @@ pub struct Identity {
     /// Grows with each change of the members; the highest one is right.
     pub generation: u64,
     pub created_ms: u64,
+    /// What was measured of the disk, if it was.
+    pub calibration: Option<Calibration>,
     pub members: Vec<Member>,
 }
 
@@ -56,6 +66,9 @@ impl Identity {
         LOG.put(&mut page, &self.log);
         GENERATION.put(&mut page, &self.generation.to_le_bytes());
         CREATED_MS.put(&mut page, &self.created_ms.to_le_bytes());
+        if let Some(calibration) = &self.calibration {
+            encode_calibration(&mut page, calibration);
+        }
         MEMBER_COUNT.put(&mut page, &(self.members.len() as u16).to_le_bytes());
         for (index, member) in self.members.iter().enumerate() {
             let at = MEMBERS.offset + index * MEMBER_LEN;
@@ -108,9 +121,39 @@ impl Identity {
             log: LOG.array(page),
             generation: GENERATION.u64(page),
             created_ms: CREATED_MS.u64(page),
+            calibration: decode_calibration(page),
             members: members.collect::<Result<_, Damage>>()?,
         })
     }
+}
+
+/// Ways to sync, as `sync_method` numbers them; 0 is none that was measured.
+const METHODS: [(u16, Durability); 2] = [(1, Durability::PerWrite), (2, Durability::SharedFlush)];
+
+fn encode_calibration(page: &mut [u8; PAGE], calibration: &Calibration) {
+    let Calibration { tuning, measured_ms, fingerprint, per_write_kib_s, shared_flush_kib_s, latency_us } = calibration;
+    let method = METHODS.iter().find(|(_, method)| *method == tuning.durability).map_or(0, |(number, _)| *number);
+    SYNC_METHOD.put(page, &method.to_le_bytes());
+    DEPTH.put(page, &(tuning.depth as u16).to_le_bytes());
+    MEASURED_MS.put(page, &measured_ms.to_le_bytes());
+    FINGERPRINT.put(page, &fingerprint.to_le_bytes());
+    PER_WRITE.put(page, &per_write_kib_s.to_le_bytes());
+    SHARED_FLUSH.put(page, &shared_flush_kib_s.to_le_bytes());
+    LATENCY.put(page, &latency_us.to_le_bytes());
+}
+
+/// `None` as well for what a newer build may have measured: it is advice, and is measured again.
+fn decode_calibration(page: &[u8; PAGE]) -> Option<Calibration> {
+    let (_, durability) = METHODS.into_iter().find(|(number, _)| *number == SYNC_METHOD.u16(page))?;
+    let depth = DEPTH.u16(page) as usize;
+    (1..=DEPTH_MAX).contains(&depth).then(|| Calibration {
+        tuning: Tuning { durability, depth },
+        measured_ms: MEASURED_MS.u64(page),
+        fingerprint: FINGERPRINT.u32(page),
+        per_write_kib_s: PER_WRITE.u32(page),
+        shared_flush_kib_s: SHARED_FLUSH.u32(page),
+        latency_us: LATENCY.u32(page),
+    })
 }
 
 /// The last bytes of a path that fit a hint, cut between characters.
@@ -129,11 +172,20 @@ mod tests {
     #[test]
     fn what_is_encoded_comes_back_and_every_bit_flip_is_noticed() {
         let member = |hint: &str| Member { log: [4; 16], hint: hint.to_owned() };
+        let calibration = Calibration {
+            tuning: Tuning { durability: Durability::SharedFlush, depth: 8 },
+            measured_ms: 5,
+            fingerprint: 6,
+            per_write_kib_s: 7,
+            shared_flush_kib_s: 8,
+            latency_us: 9,
+        };
         let identity = Identity {
             channel: [1; 16],
             log: [2; 16],
             generation: 3,
             created_ms: 4,
+            calibration: Some(calibration),
             members: vec![member("/data/1"), member("")],
         };
         let whole = identity.encode();
@@ -142,6 +194,25 @@ mod tests {
             let mut page = whole;
             page[bit / 8] ^= 1 << (bit % 8);
             assert!(matches!(Identity::classify(&page), Classified::Damaged(_)), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_way_to_write_that_is_unknown_here_was_not_measured() {
+        let calibration = Calibration {
+            tuning: Tuning::default(),
+            measured_ms: 5,
+            fingerprint: 6,
+            per_write_kib_s: 7,
+            shared_flush_kib_s: 8,
+            latency_us: 9,
+        };
+        for (field, value) in [(SYNC_METHOD, 0_u16), (SYNC_METHOD, 3), (DEPTH, 0), (DEPTH, DEPTH_MAX as u16 + 1)] {
+            let mut page = [0; PAGE];
+            encode_calibration(&mut page, &calibration);
+            assert_eq!(decode_calibration(&page), Some(calibration));
+            field.put(&mut page, &value.to_le_bytes());
+            assert_eq!(decode_calibration(&page), None, "{value} in {}", field.name);
         }
     }
 

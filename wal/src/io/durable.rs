@@ -91,7 +91,8 @@ pub fn remove_leftovers(dir: &dyn Dir) -> io::Result<()> {
     Ok(())
 }
 
-fn create_afresh(dir: &dyn Dir, temporary: &str) -> io::Result<Arc<dyn File>> {
+/// A new, empty file under a temporary name, which an interrupted creation may have left.
+pub(crate) fn create_afresh(dir: &dyn Dir, temporary: &str) -> io::Result<Arc<dyn File>> {
     match dir.create(temporary) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             dir.remove(temporary)?;

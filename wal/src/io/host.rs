@@ -50,6 +50,21 @@ pub fn writer_of(path: &Path) -> Writer {
     unsure.map_or(Writer::None, Writer::Unknown)
 }
 
+/// What `/sys` says of the disk with this device number, in one line: which one it is, and how its queue is set. Without the
+/// number itself, which may be another one after each start of the host. Empty where there is no block device.
+pub fn describe_disk(device_number: u64) -> String {
+    let (major, minor) = (rustix::fs::major(device_number), rustix::fs::minor(device_number));
+    let path = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let whole = if path.join("partition").exists() { path.join("..") } else { path };
+    let settings = ["size", "device/model", "device/serial", "queue/write_cache", "queue/fua", "queue/rotational"];
+    let more = ["queue/scheduler", "queue/logical_block_size", "queue/max_sectors_kb", "queue/nr_requests"];
+    let said = settings.iter().chain(&more).filter_map(|name| {
+        let text = fs::read_to_string(whole.join(name)).ok()?;
+        Some(format!("{name}={}", text.trim()))
+    });
+    said.collect::<Vec<_>>().join(" ")
+}
+
 struct Entry {
     pid: u32,
     device: u64,

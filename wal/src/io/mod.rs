@@ -58,6 +58,8 @@ pub trait File: Send + Sync + fmt::Debug {
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes all that was written to the file durable, its length included.
     fn sync(&self) -> io::Result<()>;
+    /// Makes all that was written to the file durable, within the length it has had for long.
+    fn sync_data(&self) -> io::Result<()>;
 
     /// Writes all of `bytes` and returns when they are durable.
     fn write_durable_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

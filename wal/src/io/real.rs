@@ -99,6 +99,14 @@ impl RealDir {
         Ok(fs::metadata(&self.path)?.dev())
     }
 
+    /// Whether what is written here is nowhere but in memory.
+    pub fn is_in_memory(&self) -> io::Result<bool> {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        let kind = rustix::fs::statfs(&self.path)?.f_type;
+        Ok([TMPFS, RAMFS].contains(&kind))
+    }
+
     /// Whether direct, synchronous writes are taken here.
     fn probe(&self) -> io::Result<Backend> {
         let path = self.path.join(PROBE);
@@ -242,6 +250,10 @@ impl File for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     fn write_durable_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

@@ -22,10 +22,13 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
 use super::buffer::Buffer;
+use crate::flushes::Durability;
 use crate::planted::{self, Bug};
 
 /// The completion that says that somebody rang, and not which write is done.
 const RUNG: u64 = u64::MAX;
+/// The completion of a flush.
+const FLUSHED: u64 = u64::MAX - 1;
 
 static RINGS: AtomicU64 = AtomicU64::new(0);
 
@@ -46,11 +49,11 @@ impl Alarm {
     }
 }
 
-/// A write that has ended.
+/// A write that has ended, or a flush.
 #[derive(Debug)]
 pub struct Written {
-    /// As given to [`Ring::write`].
-    pub token: u64,
+    /// As given to [`Ring::write`]; `None` for a flush.
+    pub token: Option<u64>,
     pub result: io::Result<()>,
 }
 
@@ -70,6 +73,9 @@ pub struct Ring {
     /// Frame buffers that are not in use.
     spare: Vec<Buffer>,
     frame_capacity: usize,
+    durability: Durability,
+    /// The file of the flush that is under way.
+    flushing: Option<Arc<dyn File>>,
     /// Marks the buffers that are mapped into this ring and no other.
     id: u64,
     alarm: Arc<Alarm>,
@@ -78,10 +84,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring for `depth` writes at once, with a buffer of `frame_capacity` bytes for each. An error means that the kernel
-    /// has no io_uring, or denies it here.
-    pub fn new(depth: usize, frame_capacity: usize) -> io::Result<Ring> {
-        let entries = u32::try_from((depth + 1).next_power_of_two()).map_err(io::Error::other)?;
+    /// A ring for `depth` writes at once, with a buffer of `frame_capacity` bytes for each. Whether its writes are durable
+    /// when they end, or after a [`flush`](Ring::flush), `durability` says. An error means that the kernel has no io_uring,
+    /// or denies it here.
+    pub fn new(depth: usize, frame_capacity: usize, durability: Durability) -> io::Result<Ring> {
+        // The alarm and a flush have entries of their own.
+        let entries = u32::try_from((depth + 2).next_power_of_two()).map_err(io::Error::other)?;
         // One thread submits and reaps, so completions need interrupt nobody; kernels before 6.1 do not know that yet.
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -107,7 +115,8 @@ impl Ring {
             Err(error) => tracing::debug!(%error, "io_uring without registered buffers"),
         }
         let flights = (0..depth).map(|_| None).collect();
-        Ok(Ring { ring, flights, spare, frame_capacity, id, alarm, armed: false })
+        let (flushing, armed) = (None, false);
+        Ok(Ring { ring, flights, spare, frame_capacity, durability, flushing, id, alarm, armed })
     }
 
     pub fn alarm(&self) -> Arc<Alarm> {
@@ -124,12 +133,31 @@ impl Ring {
         Ok(buffer)
     }
 
+    /// Writes and flushes that have not ended.
     pub fn in_flight(&self) -> usize {
-        self.flights.iter().flatten().count()
+        self.flights.iter().flatten().count() + usize::from(self.flushing.is_some())
     }
 
-    /// Starts a write whose end [`wait`](Ring::wait) reports under `token`, durable if it went well. The file must have
-    /// a descriptor; direct I/O wants `offset` and length in whole pages.
+    /// Starts to flush a file, whose end [`wait`](Ring::wait) reports without a token. Writes that had ended before are
+    /// durable then.
+    ///
+    /// # Panics
+    /// While another flush is under way.
+    pub fn flush(&mut self, file: Arc<dyn File>) {
+        assert!(self.flushing.is_none(), "one flush at a time");
+        let descriptor = types::Fd(file.descriptor().expect("a file with a descriptor").as_raw_fd());
+        let entry = if planted::is(Bug::SkipDataSync) {
+            opcode::Nop::new().build()
+        } else {
+            opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build()
+        };
+        self.flushing = Some(file);
+        self.enqueue(&entry.user_data(FLUSHED));
+        self.submit();
+    }
+
+    /// Starts a write whose end [`wait`](Ring::wait) reports under `token`; durable if it went well and each write is by
+    /// itself. The file must have a descriptor; direct I/O wants `offset` and length in whole pages.
     ///
     /// # Panics
     /// When more than `depth` writes are in flight: the device's slots are fewer.
@@ -168,7 +196,8 @@ impl Ring {
         let rest = &flight.frame[flight.done..];
         let length = u32::try_from(rest.len()).expect("a frame is far below 4 GiB");
         let offset = flight.offset + flight.done as u64;
-        let flags = if planted::is(Bug::SkipDataSync) { 0 } else { libc::RWF_DSYNC };
+        let by_itself = self.durability == Durability::PerWrite && !planted::is(Bug::SkipDataSync);
+        let flags = if by_itself { libc::RWF_DSYNC } else { 0 };
         let write = match flight.frame.mapped.filter(|(ring, _)| *ring == self.id) {
             Some((_, index)) => {
                 opcode::WriteFixed::new(file, rest.as_ptr(), length, index).offset(offset).rw_flags(flags).build()
@@ -179,9 +208,9 @@ impl Ring {
     }
 
     fn enqueue(&mut self, entry: &squeue::Entry) {
-        // SAFETY: the entry points into the buffer of a flight, and at its file's descriptor. Both stay in `flights` until
-        // the completion is reaped; `drop` waits for those that are left, or leaks them.
-        unsafe { self.ring.submission().push(entry) }.expect("entries for all flights and the alarm");
+        // SAFETY: the entry points into the buffer of a flight, and at its file's descriptor, or at that of the flush. They
+        // stay in `flights` and `flushing` until the completion is reaped; `drop` waits for those that are left, or leaks them.
+        unsafe { self.ring.submission().push(entry) }.expect("entries for all flights, a flush and the alarm");
     }
 
     fn submit(&self) {
@@ -201,6 +230,13 @@ impl Ring {
             if data == RUNG {
                 self.armed = false;
                 let _nothing_left_to_read = rustix::io::read(&self.alarm.event, &mut [0; 8]);
+                continue;
+            }
+            if data == FLUSHED {
+                self.flushing = None;
+                // Whatever it says, it is not asked again.
+                let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
+                written.push(Written { token: None, result });
                 continue;
             }
             let slot = data as usize;
@@ -226,7 +262,7 @@ impl Ring {
             if flight.frame.capacity() == self.frame_capacity && self.spare.len() < self.flights.len() {
                 self.spare.push(flight.frame);
             }
-            written.push(Written { token: flight.token, result: outcome.map(drop) });
+            written.push(Written { token: Some(flight.token), result: outcome.map(drop) });
         }
         if again {
             self.submit();
@@ -246,7 +282,7 @@ impl Drop for Ring {
             match self.ring.submit_and_wait(1) {
                 Err(error) if !is_passing(&error) => {
                     // The kernel may still write from them.
-                    mem::forget(mem::take(&mut self.flights));
+                    mem::forget((mem::take(&mut self.flights), self.flushing.take()));
                     return;
                 }
                 _ => self.reap(&mut written),
@@ -283,7 +319,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let dir = RealDir::open_or_create(scratch.path(), Some(Backend::Direct)).unwrap();
         let file = dir.create("a").unwrap();
-        let Ok(mut ring) = Ring::new(4, 2 * PAGE) else {
+        let Ok(mut ring) = Ring::new(4, 2 * PAGE, Durability::PerWrite) else {
             println!("SKIPPED: io_uring is denied here");
             return;
         };
@@ -297,7 +333,7 @@ mod tests {
         let mut written = wait_for(&mut ring, 4);
         written.sort_by_key(|written| written.token);
         assert!(written.iter().all(|written| written.result.is_ok()), "{written:?}");
-        assert_eq!(written.iter().map(|written| written.token).collect::<Vec<_>>(), [10, 11, 12, 13]);
+        assert_eq!(written.iter().filter_map(|written| written.token).collect::<Vec<_>>(), [10, 11, 12, 13]);
         let mut bytes = Buffer::zeroed(13 * PAGE).unwrap();
         assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 13 * PAGE);
         let pages: Vec<u8> = bytes.chunks(PAGE).map(|page| page[0]).collect();
@@ -312,7 +348,7 @@ mod tests {
         dir.create("a").unwrap();
         let read_only = dir.open("a", crate::io::Access::Read).unwrap();
         let file = dir.open("a", crate::io::Access::ReadWrite).unwrap();
-        let Ok(mut ring) = Ring::new(2, PAGE) else {
+        let Ok(mut ring) = Ring::new(2, PAGE, Durability::PerWrite) else {
             println!("SKIPPED: io_uring is denied here");
             return;
         };
@@ -326,8 +362,28 @@ mod tests {
     }
 
     #[test]
+    fn a_flush_ends_by_itself_beside_writes() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = RealDir::open_or_create(scratch.path(), Some(Backend::Direct)).unwrap();
+        let file = dir.create("a").unwrap();
+        let Ok(mut ring) = Ring::new(2, PAGE, Durability::SharedFlush) else {
+            println!("SKIPPED: io_uring is denied here");
+            return;
+        };
+        let frame = filled(&mut ring, 1, 1);
+        ring.write(1, &file, frame, 0);
+        assert_eq!(wait_for(&mut ring, 1)[0].token, Some(1));
+        let frame = filled(&mut ring, 2, 1);
+        ring.flush(Arc::clone(&file));
+        ring.write(2, &file, frame, PAGE as u64);
+        let mut ended: Vec<_> = wait_for(&mut ring, 2).into_iter().map(|written| written.token).collect();
+        ended.sort_unstable();
+        assert_eq!((ended, ring.in_flight()), (vec![None, Some(2)], 0));
+    }
+
+    #[test]
     fn an_alarm_ends_a_sleep_and_none_is_missed() {
-        let Ok(mut ring) = Ring::new(1, PAGE) else {
+        let Ok(mut ring) = Ring::new(1, PAGE, Durability::PerWrite) else {
             println!("SKIPPED: io_uring is denied here");
             return;
         };

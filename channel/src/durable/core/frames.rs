@@ -464,7 +464,7 @@ mod tests {
     }
 
     fn core_with(disk: &SimDisk, segment_len: u64, keep_alive: Duration) -> Core {
-        let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4) }];
+        let dirs = [OpenDir { dir: disk.dir("d"), device: Device::new("d", 4), calibration: None }];
         let settings = OpenSettings {
             segment_len,
             pool_bytes: 0,

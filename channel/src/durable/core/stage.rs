@@ -53,7 +53,11 @@ impl Stage {
         let dirs: Vec<OpenDir> = disks
             .iter()
             .enumerate()
-            .map(|(at, disk)| OpenDir { dir: disk.dir(&format!("d{at}")), device: Device::new(format!("d{at}"), 4) })
+            .map(|(at, disk)| OpenDir {
+                dir: disk.dir(&format!("d{at}")),
+                device: Device::new(format!("d{at}"), 4),
+                calibration: None,
+            })
             .collect();
         let settings = OpenSettings {
             segment_len,

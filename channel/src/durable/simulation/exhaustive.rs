@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::world::{Armed, Report, World};
 
 /// The canonical histories, by name: small enough that all of their operations can be tried.
-pub const SCENARIOS: [(&str, &str); 8] = [
+pub const SCENARIOS: [(&str, &str); 9] = [
     (
         "put",
         "seed 1 dirs 2 encrypted 1 segment-pages 6 depth 2 overlap 1 one-device 0 hot-tail 2000 capacity 10000
@@ -454,6 +454,70 @@ pub const SCENARIOS: [(&str, &str); 8] = [
          gather 1
          chore
          gather 1
+         sync 0",
+    ),
+    // Some writes wait for a flush while another flush is out and a third one is on its way, over two segments and two lives.
+    (
+        "flush",
+        "seed 9 dirs 2 encrypted 1 segment-pages 8 depth 4 overlap 1 one-device 0 hot-tail 2000 capacity 10000 \
+         shared-flush 1 measured 1
+         put 0 0 50
+         gather 0
+         chore
+         gather 0
+         chore
+         put 1 0 50
+         gather 0
+         chore
+         put 2 0 50
+         gather 0
+         write 0
+         sync 0
+         sync 1
+         sync 0
+         sync 0
+         sync 0
+         put 0 0 50
+         gather 0
+         chore
+         put 1 0 50
+         gather 0
+         put 2 0 50
+         gather 0
+         sync 0
+         sync 1
+         write 2
+         sync 0
+         sync 1
+         sync 0
+         sync 0
+         take 0 9
+         settle 0 3 1
+         gather 0
+         put 0 0 1500
+         gather 0
+         chore
+         gather 0
+         sync 0
+         sync 1
+         sync 0
+         sync 0
+         crash 4 3
+         put 1 0 50
+         gather 1
+         chore
+         gather 1
+         put 2 0 50
+         gather 1
+         sync 0
+         sync 0
+         sync 1
+         sync 0
+         take 0 9
+         settle 0 3 9
+         gather 1
+         sync 0
+         sync 0
          sync 0",
     ),
 ];

@@ -30,6 +30,10 @@ pub struct Plan {
     pub pool_segments: u64,
     /// Whether transactions are compressed, short ones too.
     pub compressed: bool,
+    /// Whether one flush makes many writes durable.
+    pub shared_flush: bool,
+    /// Whether each start finds disks that behave otherwise than at the last one, and keeps that.
+    pub measured: bool,
     pub steps: Vec<Step>,
 }
 
@@ -131,6 +135,8 @@ impl Plan {
             // Drawn apart, so that older seeds mean what they meant but for this.
             pool_segments: if (seed ^ seed >> 7).is_multiple_of(2) { 0 } else { 8 },
             compressed: (seed ^ seed >> 5).is_multiple_of(3),
+            shared_flush: (seed ^ seed >> 11).is_multiple_of(3),
+            measured: (seed ^ seed >> 9).is_multiple_of(5),
             steps: Vec::new(),
         };
         let moods = Moods::draw(&mut rng);
@@ -251,7 +257,7 @@ impl fmt::Display for Plan {
         writeln!(
             formatter,
             "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {} \
-             pool {} compressed {}",
+             pool {} compressed {} shared-flush {} measured {}",
             self.seed,
             self.dirs,
             u8::from(self.encrypted),
@@ -262,7 +268,9 @@ impl fmt::Display for Plan {
             self.hot_tail,
             self.capacity,
             self.pool_segments,
-            u8::from(self.compressed)
+            u8::from(self.compressed),
+            u8::from(self.shared_flush),
+            u8::from(self.measured)
         )?;
         for Step { verb, args: [first, second, third] } in &self.steps {
             let name = Verb::NAMES.iter().find(|(_, found)| found == verb).map_or("?", |(name, _)| name);
@@ -293,6 +301,8 @@ impl Plan {
             capacity: number("capacity")?,
             pool_segments: number("pool").unwrap_or(0),
             compressed: number("compressed").unwrap_or(0) != 0,
+            shared_flush: number("shared-flush").unwrap_or(0) != 0,
+            measured: number("measured").unwrap_or(0) != 0,
             steps: Vec::new(),
         };
         for line in lines {

@@ -8,6 +8,7 @@ mod recovery;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use wal::chore::Chore;
 use wal::device::Device;
+use wal::flushes::{Durability, Flushes, flush};
 use wal::io::buffer::Buffer;
 use wal::io::real::{Backend, RealDir};
 use wal::io::sim::{Failure, Fault, Operation, Outcome as DiskOutcome, SimDisk, SimRandom, UNLIMITED};
@@ -23,6 +25,7 @@ use wal::limits::OVERLAP_MIN;
 use wal::log::Log;
 use wal::recover::RecoverError;
 use wal::seal::{ChannelKey, nonces};
+use wal::tuning::{Calibration, Tuning};
 
 use super::coverage::{Coverage, FaultKind, Phase};
 use super::model::{Known, Model, SECRET, Settled, body_of};
@@ -101,7 +104,10 @@ type SettleTicket = Ticket<Result<(), SettleError>>;
 struct Flight {
     job: Job,
     frame: Buffer,
+    /// Its bytes are on their way.
     written: bool,
+    /// Its write has returned, and it waits for a flush.
+    returned: bool,
     /// For so many more steps it does not return.
     held: u64,
 }
@@ -125,6 +131,9 @@ pub(super) struct Life {
     core: Core,
     puts: Vec<(usize, PutTicket)>,
     flights: Vec<Flight>,
+    /// By log: which writes wait for a flush, and what the one that is out will answer.
+    flushes: Vec<Flushes>,
+    flushing: Vec<Option<io::Result<()>>>,
     held: Vec<Held>,
     takes: Vec<(u64, Ticket<Result<Lease, TakeError>>)>,
     settles: Vec<Asked>,
@@ -318,7 +327,17 @@ impl World {
     /// Opens the directories: with all that spares reading, or by the frames alone.
     fn open_dirs(&self, spares_reading: bool, random: &SimRandom) -> Result<(Start, Recovery), OpenError> {
         let overlap_min = if self.plan.overlap { 1 } else { OVERLAP_MIN };
-        let device = |name: String| Device::with_overlap(name, self.plan.depth, overlap_min);
+        let durability = if self.plan.shared_flush { Durability::SharedFlush } else { Durability::PerWrite };
+        let tuning = Tuning { durability, depth: self.plan.depth };
+        let device = |name: String| Device::with_overlap(name, tuning, overlap_min);
+        let calibration = self.plan.measured.then_some(Calibration {
+            tuning,
+            measured_ms: self.report.crashes,
+            fingerprint: 1,
+            per_write_kib_s: 2,
+            shared_flush_kib_s: 3,
+            latency_us: 4,
+        });
         let shared = device("all".to_owned());
         let mut dirs = Vec::new();
         for index in 0..self.plan.dirs {
@@ -330,7 +349,7 @@ impl World {
                 error,
             })?;
             let device = if self.plan.one_device { Arc::clone(&shared) } else { device(name) };
-            dirs.push(OpenDir { dir, device });
+            dirs.push(OpenDir { dir, device, calibration });
         }
         let settings = OpenSettings {
             segment_len: self.plan.segment_pages * 4096,
@@ -374,6 +393,8 @@ impl World {
             core,
             puts: Vec::new(),
             flights: Vec::new(),
+            flushes: (0..self.plan.dirs).map(|_| Flushes::default()).collect(),
+            flushing: (0..self.plan.dirs).map(|_| None).collect(),
             held: Vec::new(),
             takes: Vec::new(),
             settles: Vec::new(),
@@ -553,7 +574,7 @@ impl World {
             self.report.fold(header.offset ^ header.first_seq << 20);
             let frame = job.sealed();
             let frame = frame.map_err(|error| format!("sealing fails: {error}"))?;
-            life.flights.push(Flight { job, frame, written: false, held: 0 });
+            life.flights.push(Flight { job, frame, written: false, returned: false, held: 0 });
             break;
         }
         Ok(())
@@ -566,6 +587,9 @@ impl World {
         let flight = &mut life.flights[at];
         let header = &flight.job.reservation.header;
         self.phase = if header.witness { Phase::Idle } else { Phase::Commit };
+        if self.plan.shared_flush {
+            return self.advance_shared(life, at, to_the_end, answers);
+        }
         let (file, offset) = (&flight.job.reservation.file, header.offset);
         let result = if to_the_end {
             file.write_durable_at(&flight.frame, offset)
@@ -579,6 +603,40 @@ impl World {
         if !self.is_stopped() && (to_the_end || result.is_err()) {
             let job = life.flights.swap_remove(at).job;
             life.core.complete(self.now, job, result, answers);
+        }
+        self.strikes();
+    }
+
+    /// The same where one flush makes many writes durable: a write begins, it returns, the flush that covers it ends. What is
+    /// flushed is what had returned when the flush began; its answer comes later.
+    fn advance_shared(&mut self, life: &mut Life, at: usize, to_the_end: bool, answers: &mut Vec<Answer>) {
+        let Life { core, flights, flushes, flushing, .. } = life;
+        let flight = &mut flights[at];
+        let log = flight.job.log;
+        let (id, epoch) = (flight.job.reservation.id, flight.job.reservation.epoch);
+        let file = Arc::clone(&flight.job.reservation.file);
+        let mut ended = Vec::new();
+        if !std::mem::replace(&mut flight.written, true)
+            && let Err(error) = file.write_at(&flight.frame, flight.job.reservation.header.offset)
+        {
+            ended.push((id, Err(error)));
+        } else if to_the_end && !std::mem::replace(&mut flight.returned, true) {
+            ended.extend(flushes[log].returned(id, &file, epoch).err().map(|error| (id, Err(error))));
+        } else if to_the_end && let Some(result) = flushing[log].take() {
+            ended = flushes[log].ended(result);
+        }
+        if !self.is_stopped() {
+            for (id, result) in ended {
+                let its = |flight: &Flight| flight.job.log == log && flight.job.reservation.id == id;
+                let job = flights.swap_remove(flights.iter().position(its).expect("a frame ends once")).job;
+                core.complete(self.now, job, result, answers);
+            }
+        }
+        if !self.is_stopped()
+            && flushing[log].is_none()
+            && let Some(file) = flushes[log].begin()
+        {
+            flushing[log] = Some(flush(&*file));
         }
         self.strikes();
     }

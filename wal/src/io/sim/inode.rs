@@ -117,6 +117,14 @@ impl Inode {
         retried.map_or(Ok(()), |page| Err(format!("page {page} is synced again after a failed sync")))
     }
 
+    /// Makes all bytes durable, as the flush of many frames does, but no new length.
+    pub(super) fn sync_data(&mut self) -> Result<(), String> {
+        let dirty: Vec<usize> = (0..self.dirty.len()).filter(|page| self.dirty[*page] != 0).collect();
+        self.flush(0..self.dirty.len());
+        self.acknowledged.extend(dirty);
+        self.forgotten.first().map_or(Ok(()), |page| Err(format!("page {page} is flushed again after a failed sync")))
+    }
+
     pub(super) fn sync(&mut self) -> Result<(), String> {
         self.flush(0..self.dirty.len());
         self.durable.pages.truncate(self.cached.pages.len());

@@ -513,6 +513,16 @@ impl Drop for SimLock {
     }
 }
 
+/// What a sync covers.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// From here on, so many bytes.
+    Range(u64, u64),
+    /// All bytes, and not the length.
+    Data,
+    All,
+}
+
 struct SimFile {
     disk: SimDisk,
     inode: usize,
@@ -530,15 +540,22 @@ impl SimFile {
         ((self.inode as u64) << 40) ^ offset
     }
 
-    fn flush(&self, range: Option<(u64, u64)>) -> io::Result<()> {
-        let bytes = |len: usize| range.map_or(0..len, |(start, count)| start as usize..(start + count) as usize);
-        let detail = self.detail(range.map_or(0, |(start, _)| start));
+    fn flush(&self, extent: Extent) -> io::Result<()> {
+        let bytes = |len: usize| match extent {
+            Extent::Range(start, count) => start as usize..(start + count) as usize,
+            Extent::Data | Extent::All => 0..len,
+        };
+        let detail = self.detail(if let Extent::Range(start, _) = extent { start } else { 0 });
         match self.disk.begin(self.life, Operation::Sync, detail) {
             Ok((mut state, stops)) => {
                 state.syncs += 1;
                 if !stops {
                     let inode = &mut state.inodes[self.inode];
-                    let kept = if range.is_some() { inode.sync_range(bytes(inode.len())) } else { inode.sync() };
+                    let kept = match extent {
+                        Extent::Range(..) => inode.sync_range(bytes(inode.len())),
+                        Extent::Data => inode.sync_data(),
+                        Extent::All => inode.sync(),
+                    };
                     state.broken.extend(kept.err());
                 }
                 SimDisk::end(state, stops, ())
@@ -615,11 +632,15 @@ impl File for SimFile {
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.flush(Some((offset, len)))
+        self.flush(Extent::Range(offset, len))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.flush(None)
+        self.flush(Extent::All)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.flush(Extent::Data)
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -1,0 +1,66 @@
+//! The same measurement through io_uring, with one thread, as a log is written where the kernel allows it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Durability, Measured, Run, Shape, make_noise};
+use crate::flushes::Flushes;
+use crate::io::File;
+use crate::io::uring::{Ring, Written};
+
+pub(super) fn write(
+    file: &Arc<dyn File>,
+    len: u64,
+    shape: Shape,
+    durability: Durability,
+    time: Duration,
+    mut ring: Ring,
+) -> io::Result<Measured> {
+    let run = Run::new(len, shape, time)?;
+    let (mut begun, mut ended, mut done) = (BTreeMap::new(), Vec::new(), Measured::default());
+    let (mut flushes, mut token) = (Flushes::default(), 0);
+    loop {
+        while begun.len() < shape.depth && !run.is_over() {
+            let mut block = ring.buffer(shape.block)?;
+            if token < shape.depth as u64 {
+                // Its memory comes back for the later ones.
+                make_noise(&mut block);
+            }
+            let offset = run.next_offset(&mut block);
+            begun.insert(token, Instant::now());
+            ring.write(token, file, block, offset);
+            token += 1;
+        }
+        if let Some(file) = flushes.begin() {
+            ring.flush(file);
+        }
+        if begun.is_empty() {
+            done.elapsed = run.begin.elapsed();
+            return Ok(done);
+        }
+        ring.wait(&mut ended, || true)?;
+        for Written { token, result } in ended.drain(..) {
+            let mut durable = |token| done.add(shape.block, begun.remove(&token).expect("it has begun").elapsed());
+            match token {
+                Some(token) => {
+                    result?;
+                    if durability == Durability::PerWrite {
+                        durable(token);
+                        done.syncs += 1;
+                    } else {
+                        flushes.returned(token, file, 0)?;
+                    }
+                }
+                None => {
+                    for (token, result) in flushes.ended(result) {
+                        result?;
+                        durable(token);
+                    }
+                    done.syncs += 1;
+                }
+            }
+        }
+    }
+}
