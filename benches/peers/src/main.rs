@@ -6,8 +6,12 @@
 //! that syncs less often than it commits is not durable, and its rate is not comparable. `--flume` compares puts and takes
 //! with those of Flume's file channel and prints the ratios.
 
-mod flume;
+mod java;
 mod load;
+#[cfg(feature = "raft-engine")]
+mod raft_engine;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
 mod stores;
 mod versus;
 
@@ -19,7 +23,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde_json::{Value, json};
 
-use flume::Flume;
+use java::{Java, SERVERS};
 use load::{Load, Round};
 use stores::{COUNTED, PEERS};
 
@@ -49,14 +53,14 @@ struct Arguments {
     seconds: f64,
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Only these; `raw`, `flume`, or the name of a store
+    /// Only these; `raw`, `flume`, `kafka`, or the name of a store
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Puts of 16 producers, then takes of one consumer beside 8 producers: the channel's rates as multiples of those of the
     /// file channel of Flume 1.11
     #[arg(long, conflicts_with_all = ["verify", "only"])]
     flume: bool,
-    /// Seconds for Flume before the first round, for its compiler
+    /// Seconds for Flume and for Kafka before the first round, for their compiler
     #[arg(long, value_name = "S", default_value_t = 10.0)]
     warmup: f64,
     /// Compare commits with syncs, by `strace`
@@ -74,13 +78,13 @@ impl Arguments {
         Load { producers, consumers: 0, takes_in_flight: 1, batch, size, time: Duration::from_secs_f64(self.seconds) }
     }
 
-    /// Flume with its code compiled; counted calls are those of the round alone.
-    fn flume(&self) -> Result<Flume, String> {
-        let mut flume = Flume::start()?;
+    /// A server with its code compiled; counted calls are those of the round alone.
+    fn server(&self, server: &'static java::Server) -> Result<Java, String> {
+        let mut java = Java::start(server)?;
         if std::env::var_os(COUNTED).is_none() {
-            flume.warm_up(&self.dir.join(flume::NAME), &self.load(), Duration::from_secs_f64(self.warmup))?;
+            java.warm_up(&self.dir.join(server.name), &self.load(), Duration::from_secs_f64(self.warmup))?;
         }
-        Ok(flume)
+        Ok(java)
     }
 }
 
@@ -103,7 +107,8 @@ fn main() -> ExitCode {
 fn compare(arguments: &Arguments) -> Result<(), String> {
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut costs: BTreeMap<&str, (Vec<f64>, u64)> = BTreeMap::new();
-    let mut flume = if arguments.wants(flume::NAME) { Some(arguments.flume()?) } else { None };
+    let wanted = SERVERS.into_iter().filter(|server| arguments.wants(server.name));
+    let mut servers = wanted.map(|server| arguments.server(server)).collect::<Result<Vec<Java>, _>>()?;
     let load = arguments.load();
     for _ in 0..arguments.rounds {
         if arguments.wants("raw") {
@@ -118,8 +123,9 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
         for peer in PEERS.iter().filter(|peer| arguments.wants(peer.name)) {
             add(peer.name, load::round(&arguments.dir.join(peer.name), peer, &load)?);
         }
-        if let Some(flume) = &mut flume {
-            add(flume::NAME, flume.round(&arguments.dir.join(flume::NAME), &load)?);
+        for java in &mut servers {
+            let name = java.server.name;
+            add(name, java.round(&arguments.dir.join(name), &load)?);
         }
     }
     let raw = rates.get("raw").map(|rates| spread(rates).1);
@@ -206,7 +212,7 @@ fn verify(arguments: &Arguments) -> Result<(), String> {
     std::fs::create_dir_all(&arguments.dir).map_err(|error| format!("{}: {error}", arguments.dir.display()))?;
     let mut all = true;
     println!("| store | commits | syncs | calls | durable |\n|---|---|---|---|---|");
-    let names = PEERS.iter().map(|peer| peer.name).chain([flume::NAME]);
+    let names = PEERS.iter().map(|peer| peer.name).chain(SERVERS.map(|server| server.name));
     for name in names.filter(|name| arguments.wants(name)) {
         let counts = arguments.dir.join(format!("{name}.strace"));
         let output = Command::new("strace")

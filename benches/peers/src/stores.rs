@@ -43,9 +43,13 @@ pub(crate) static PEERS: &[Peer] = &[
     Peer { name: "fjall", open: fjall },
     Peer { name: "redb", open: redb },
     Peer { name: "okaywal", open: okaywal },
+    #[cfg(feature = "raft-engine")]
+    Peer { name: "raft-engine", open: crate::raft_engine::open },
+    #[cfg(feature = "rocksdb")]
+    Peer { name: "rocksdb", open: crate::rocksdb::open },
 ];
 
-fn said(error: impl std::fmt::Display) -> String {
+pub(crate) fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 

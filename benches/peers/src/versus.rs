@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use crate::flume::{self, Flume};
+use crate::java::{FLUME, Java};
 use crate::load::{self, Load, Round};
 use crate::stores::{PEERS, Peer};
 use crate::{Arguments, load_average, mb_s, spread_of};
@@ -17,7 +17,7 @@ const AT_THE_TAIL: (u32, u32) = (8, 1);
 const TAKES_IN_FLIGHT: usize = 16;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
-    let mut flume = arguments.flume()?;
+    let mut flume = arguments.server(&FLUME)?;
     let mut sheet = Sheet::default();
     for _ in 0..arguments.rounds {
         round(arguments, &mut flume, &mut sheet)?;
@@ -43,14 +43,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-fn round(arguments: &Arguments, flume: &mut Flume, sheet: &mut Sheet) -> Result<(), String> {
+fn round(arguments: &Arguments, flume: &mut Java, sheet: &mut Sheet) -> Result<(), String> {
     let load = |(producers, consumers)| Load { producers, consumers, ..arguments.load() };
     let size = arguments.size;
     let own = |name: &str, load: &Load| -> Result<Round, String> {
         let peer: &Peer = PEERS.iter().find(|peer| peer.name == name).ok_or("no such store")?;
         load::round(&arguments.dir.join(name), peer, load)
     };
-    let folder = arguments.dir.join(flume::NAME);
+    let folder = arguments.dir.join(FLUME.name);
 
     let putting = load(PUTTING);
     let growing = own("penstock", &putting)?;

@@ -1,8 +1,8 @@
-//! Apache Flume's own file channel, in a Java process of its own.
+//! Peers that run on Java, each in a process of its own: Flume's file channel, and a Kafka broker.
 //!
-//! The jars are those that the system tests use: `tests/peers/flume-agent/pom.xml` names their coordinates, Maven fetches them
-//! from Maven Central once and keeps them. `flume/FileChannelDriver.java` is the load; Java compiles it as it starts. The
-//! process stays for all rounds, so that what is measured is compiled code, and it ends with its standard input.
+//! Their jars come from Maven Central by the coordinates of a `pom.xml` (Flume's is the one of the system tests): Maven fetches
+//! them once and keeps them. A driver beside this program is the load; Java compiles it as it starts. The process stays for all
+//! rounds, so that what is measured is compiled code, and it ends with its standard input.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,41 +11,61 @@ use std::time::Duration;
 
 use crate::load::{Load, Round};
 
-/// The name of this peer, and of its folder.
-pub(crate) const NAME: &str = "flume";
+/// A peer by name, and where it is.
+pub(crate) struct Server {
+    /// The name of this peer, and of its folder.
+    pub(crate) name: &'static str,
+    driver: &'static str,
+    /// The folder of its `pom.xml`. Both are relative to this package.
+    module: &'static str,
+    /// Tails of queues can be taken from, topics of a broker are only put into.
+    takes: bool,
+}
 
-/// Room for what its queue keeps between two checkpoints.
+pub(crate) static FLUME: Server = Server {
+    name: "flume",
+    driver: "flume/FileChannelDriver.java",
+    module: "../../tests/peers/flume-agent",
+    takes: true,
+};
+pub(crate) static KAFKA: Server =
+    Server { name: "kafka", driver: "kafka/BrokerDriver.java", module: "kafka", takes: false };
+pub(crate) static SERVERS: [&Server; 2] = [&FLUME, &KAFKA];
+
+/// Room for what Flume's queue keeps between two checkpoints.
 const HEAP: &str = "-Xmx2g";
 
-pub(crate) struct Flume {
+pub(crate) struct Java {
+    pub(crate) server: &'static Server,
     process: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
 
-impl Flume {
-    pub(crate) fn start() -> Result<Flume, String> {
-        let driver = Path::new(env!("CARGO_MANIFEST_DIR")).join("flume/FileChannelDriver.java");
+impl Java {
+    pub(crate) fn start(server: &'static Server) -> Result<Java, String> {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut process = Command::new("java")
-            .args([HEAP, "-cp", &class_path()?])
-            .arg(&driver)
+            .args([HEAP, "-cp", &class_path(&own.join(server.module))?])
+            .arg(own.join(server.driver))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("java: {error}; a JDK of version 17 or newer is needed"))?;
         let (to, from) = (process.stdin.take(), process.stdout.take());
         let (Some(to), Some(from)) = (to, from) else { return Err("java: no pipes".to_owned()) };
-        let mut flume = Flume { process, to, from: BufReader::new(from) };
-        match flume.line()?.as_str() {
-            "ready" => Ok(flume),
-            other => Err(format!("{}: said {other:?} when it started", driver.display())),
+        let mut java = Java { server, process, to, from: BufReader::new(from) };
+        match java.line()?.as_str() {
+            "ready" => Ok(java),
+            other => Err(format!("{}: said {other:?} when it started", server.driver)),
         }
     }
 
-    /// Both kinds of load for a while, so that the compiler has seen all of it.
+    /// Each kind of load for a while, so that the compiler has seen all of it.
     pub(crate) fn warm_up(&mut self, folder: &Path, load: &Load, time: Duration) -> Result<(), String> {
-        for consumers in [0, 1] {
-            let load = Load { producers: 8, consumers, time: time / 2, ..*load };
+        let kinds: &[u32] = if self.server.takes { &[0, 1] } else { &[0] };
+        for &consumers in kinds {
+            let load = Load { producers: 8, consumers, time: time / kinds.len() as u32, ..*load };
             self.round(folder, &load)?;
         }
         Ok(())
@@ -57,20 +77,21 @@ impl Flume {
         let Load { producers, consumers, batch, size, time, .. } = load;
         let question = format!("{} {producers} {consumers} {batch} {size} {}\n", folder.display(), time.as_secs_f64());
         let asked = self.to.write_all(question.as_bytes()).and_then(|()| self.to.flush());
-        asked.map_err(|error| format!("{NAME}: {error}"))?;
+        asked.map_err(|error| format!("{}: {error}", self.server.name))?;
         let answer = self.line()?;
         crate::load::remove(folder)?;
-        parse(&answer).ok_or_else(|| format!("{NAME}: {answer}"))
+        parse(&answer).ok_or_else(|| format!("{}: {answer}", self.server.name))
     }
 
-    /// The next line that is an answer: Flume's classes may print as well.
+    /// The next line that is an answer: the peer's classes may print as well.
     fn line(&mut self) -> Result<String, String> {
+        let name = self.server.name;
         loop {
             let mut line = String::new();
             match self.from.read_line(&mut line) {
-                Ok(0) => return Err(format!("{NAME}: the Java process ended; its reason is above")),
+                Ok(0) => return Err(format!("{name}: the Java process ended; its reason is above")),
                 Ok(_) => {}
-                Err(error) => return Err(format!("{NAME}: {error}")),
+                Err(error) => return Err(format!("{name}: {error}")),
             }
             let line = line.trim_end();
             if ["ready", "done ", "failed "].iter().any(|begin| line.starts_with(begin)) {
@@ -80,7 +101,7 @@ impl Flume {
     }
 }
 
-impl Drop for Flume {
+impl Drop for Java {
     fn drop(&mut self) {
         // It may be in the middle of a round that nobody waits for.
         let _ended_already = self.process.kill();
@@ -101,19 +122,20 @@ fn parse(answer: &str) -> Option<Round> {
     })
 }
 
-/// The jars of a real Flume agent. Maven is asked once; its answer stays until the coordinates change.
-fn class_path() -> Result<String, String> {
-    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/peers");
-    let answer = peers.join("flume-agent/target/classpath");
-    if !is_fresh(&answer, &[peers.join("pom.xml"), peers.join("flume-agent/pom.xml")]) {
+/// The jars of a server. Maven is asked once; its answer stays until the coordinates change.
+fn class_path(module: &Path) -> Result<String, String> {
+    let (pom, answer) = (module.join("pom.xml"), module.join("target/classpath"));
+    let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/peers/pom.xml");
+    if !is_fresh(&answer, &[parent, pom.clone()]) {
         let output = Command::new("mvn")
-            .args(["-q", "-B", "-ntp", "-pl", "flume-agent", "process-resources"])
-            .current_dir(&peers)
+            .args(["-q", "-B", "-ntp", "-f"])
+            .arg(&pom)
+            .arg("process-resources")
             .output()
-            .map_err(|error| format!("mvn: {error}; Maven fetches the real Flume from Maven Central"))?;
+            .map_err(|error| format!("mvn: {error}; Maven fetches the real servers from Maven Central"))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout);
-            return Err(format!("mvn cannot resolve {}:\n{text}", peers.join("flume-agent").display()));
+            return Err(format!("mvn cannot resolve {}:\n{text}", pom.display()));
         }
     }
     let text = std::fs::read_to_string(&answer).map_err(|error| format!("{}: {error}", answer.display()))?;
