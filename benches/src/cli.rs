@@ -20,6 +20,7 @@ pub(crate) enum Command {
     Goals(crate::goals::Arguments),
     Backlog(crate::backlog::Arguments),
     Idle(crate::idle::Arguments),
+    Agent(crate::agent::Arguments),
     Plan(crate::plan::Arguments),
     Count(crate::count::Arguments),
     Budget(crate::budget::Arguments),

@@ -8,17 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Channel as _, DurableChannel};
-use clap::{Args, Parser as _};
-use serde_json::{Value, json};
+use clap::Args;
+use serde_json::json;
 use wal::calibrate::{self, Durability, Measured, Shape};
 use wal::io::File;
 use wal::io::real::{Backend, RealDir};
 use wal::limits::pages;
 
-use crate::channel::{self as load_of, Mode, Outcome, load, still};
-use crate::cli::{Cli, Command};
+use crate::channel::{self as load_of, Outcome, still};
 use crate::numbers::{Latencies, Spread, rounded};
+use crate::sheet::{self, Sheet};
 use crate::{cli, device, host, output};
 
 /// Sixteen raw measurements make a round's `W`: each takes this part of a load's time.
@@ -54,40 +53,6 @@ pub(crate) struct Arguments {
     drain_events: u64,
 }
 
-/// One figure over all rounds.
-#[derive(Debug)]
-struct Row {
-    goal: &'static str,
-    what: &'static str,
-    target: &'static str,
-    rounds: Vec<f64>,
-}
-
-/// All figures, in the order of their first measurement.
-#[derive(Debug, Default)]
-struct Sheet(Vec<Row>);
-
-impl Sheet {
-    fn add(&mut self, goal: &'static str, what: &'static str, target: &'static str, value: f64) {
-        match self.0.iter_mut().find(|row| row.goal == goal && row.what == what) {
-            Some(row) => row.rounds.push(value),
-            None => self.0.push(Row { goal, what, target, rounds: vec![value] }),
-        }
-    }
-
-    fn json(&self) -> Value {
-        let row = |row: &Row| {
-            let mut value = Spread::of(&row.rounds).json();
-            value["goal"] = json!(row.goal);
-            value["what"] = json!(row.what);
-            value["target"] = json!(row.target);
-            value["rounds"] = json!(row.rounds.len());
-            value
-        };
-        self.0.iter().map(row).collect()
-    }
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     let at = |error: std::io::Error| format!("{}: {error}", arguments.dir.display());
     let dir = RealDir::open_or_create(&arguments.dir, None).map_err(at)?;
@@ -111,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         "load_average": (!loads.is_empty()).then(|| Spread::of(&loads).json()),
         "rows": sheet.json(),
     });
-    output::print(arguments.json, &result, table);
+    output::print(arguments.json, &result, sheet::table);
     Ok(())
 }
 
@@ -204,31 +169,12 @@ fn round(arguments: &Arguments, raw: &Raw<'_>, sheet: &mut Sheet) -> Result<(), 
     Ok(())
 }
 
-/// The arguments of `penstock-bench channel` as one would type them: what is measured here can be run by itself.
 fn channel_arguments(arguments: &Arguments, more: &[&str]) -> Result<load_of::Arguments, String> {
-    let (dir, seconds) = (arguments.dir.display().to_string(), arguments.seconds.as_secs_f64().to_string());
-    let mut words = vec!["penstock-bench", "channel", "--dir", &dir, "--warmup", "0.5"];
-    if !more.contains(&"--seconds") {
-        words.extend(["--seconds", &seconds]);
-    }
-    words.extend(more);
-    match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
-        Command::Channel(parsed) => Ok(parsed),
-        _ => Err("the command is another one than was typed".to_owned()),
-    }
+    load_of::Arguments::typed(&arguments.dir, arguments.seconds, more)
 }
 
 fn load(arguments: &Arguments, more: &[&str]) -> Result<Outcome, String> {
-    let settings = channel_arguments(arguments, more)?;
-    debug_assert!(settings.mode == Mode::Load);
-    settings.clear()?;
-    let outcome = settings.open().and_then(|channel: DurableChannel| {
-        let outcome = load::measure(&channel, &settings);
-        channel.close().wait()?;
-        outcome
-    });
-    settings.clear()?;
-    outcome
+    channel_arguments(arguments, more)?.measured()
 }
 
 /// The disk itself.
@@ -282,46 +228,5 @@ impl Raw<'_> {
     fn write(&self, shape: Shape, durability: Durability, time: Duration) -> Result<Measured, String> {
         let measured = calibrate::write(self.file, self.bytes, shape, durability, time, self.backend);
         measured.map_err(|error| format!("raw write: {error}"))
-    }
-}
-
-fn table(result: &Value) -> String {
-    use std::fmt::Write as _;
-    let load = &result["load_average"];
-    let mut out = format!(
-        "{} rounds of {} s, load average {} ({} to {})\n\n| goal | what | target | median | min | max |\n|---|---|---|---|---|---|\n",
-        result["rounds"], result["seconds"], load["median"], load["min"], load["max"]
-    );
-    for row in result["rows"].as_array().into_iter().flatten() {
-        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
-        writeln!(
-            out,
-            "| {} | {} | {} | {} | {} | {} |",
-            text("goal"),
-            text("what"),
-            text("target"),
-            row["median"],
-            row["min"],
-            row["max"]
-        )
-        .expect("a String takes all");
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_figure_of_several_rounds_is_one_row() {
-        let mut sheet = Sheet::default();
-        for value in [3.0, 1.0, 2.0] {
-            sheet.add("P1", "a", ">= 1", value);
-            sheet.add("P1", "b", "", 10.0 * value);
-        }
-        let rows = sheet.json();
-        assert_eq!(rows.as_array().unwrap().len(), 2);
-        assert_eq!((&rows[0]["median"], &rows[0]["rounds"], &rows[1]["max"]), (&json!(2.0), &json!(3), &json!(30.0)));
     }
 }

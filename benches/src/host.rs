@@ -113,6 +113,43 @@ pub(crate) fn thread_cpu() -> Duration {
     duration(clock_gettime(ClockId::ThreadCPUTime))
 }
 
+/// CPU time of all threads of another process, in the kernel's ticks of (mostly) 10 ms. Children are not counted.
+pub(crate) fn cpu_of(process: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name before the last parenthesis may hold anything; user and system time are fields 14 and 15.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(Duration::from_secs_f64((user + system) as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// Ticks of all processors since the host started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Busy {
+    used: u64,
+    all: u64,
+}
+
+impl Busy {
+    /// The part of the time since `before` in which a processor did something.
+    pub(crate) fn since(self, before: Busy) -> Option<f64> {
+        let all = self.all.checked_sub(before.all).filter(|all| *all > 0)?;
+        Some(self.used.saturating_sub(before.used) as f64 / all as f64)
+    }
+}
+
+/// What all processors did so far.
+pub(crate) fn busy() -> Option<Busy> {
+    parse_busy(fs::read_to_string("/proc/stat").ok()?.lines().next()?)
+}
+
+/// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`; guests are counted in user and nice already.
+fn parse_busy(line: &str) -> Option<Busy> {
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
+    let all = ticks.iter().sum();
+    Some(Busy { used: all - ticks.get(3)? - ticks.get(4)?, all })
+}
+
 fn duration(time: rustix::time::Timespec) -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
@@ -189,6 +226,20 @@ mod tests {
             DeviceCounts { read_bytes: 444_284_442 * 512, written_bytes: 556_868_480 * 512, flushes: 2_622_412 };
         assert_eq!(parse_stat(line), Some(expected));
         assert_eq!(parse_stat("1 2 3"), None);
+    }
+
+    #[test]
+    fn idle_processors_and_those_that_wait_for_a_disk_are_not_busy() {
+        let (before, after) = (parse_busy("cpu  10 0 10 70 10 0 0 0 0 0"), parse_busy("cpu  30 5 20 90 30 1 2 2 9 9"));
+        assert_eq!(after.unwrap().since(before.unwrap()), Some(0.5));
+        assert_eq!(before.unwrap().since(before.unwrap()), None);
+        assert_eq!(parse_busy("cpu"), None);
+    }
+
+    #[test]
+    fn another_process_has_cpu_time_while_it_is_there() {
+        assert!(cpu_of(std::process::id()).is_some());
+        assert_eq!(cpu_of(u32::MAX), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! was durable, and that a number which could not be measured is `null` and never a guess. What the numbers mean and how
 //! they were reached is in `docs/performance.md`.
 
+mod agent;
 mod backlog;
 mod budget;
 mod channel;
@@ -20,6 +21,7 @@ mod numbers;
 mod output;
 mod payload;
 mod plan;
+mod sheet;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Goals(arguments) => goals::run(&arguments),
         Command::Backlog(arguments) => backlog::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
+        Command::Agent(arguments) => agent::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Count(arguments) => count::run(&arguments),
         Command::Budget(arguments) => budget::run(&arguments),

@@ -260,3 +260,34 @@ fn the_goals_are_ratios_of_the_same_rounds() {
     }
     assert!(is_empty(scratch.path()), "nothing stays");
 }
+
+#[test]
+fn an_agent_is_measured_beside_its_parts_and_delivers_what_it_accepts() {
+    let scratch = scratch();
+    let penstock = system_tests::penstock::binary().display().to_string();
+    for (source, rounds) in [("avro", 2), ("http", 1), ("netcat", 1)] {
+        let rounds = rounds.to_string();
+        let quick =
+            ["--seconds", "0.2", "--warmup", "0.1", "--drain-events", "2000", "--connections", "2", "--batch", "10"];
+        let what = ["agent", "--json", "--dir", dir(&scratch), "--penstock", &penstock, "--source", source];
+        let result = json(&[&what[..], &quick, &["--rounds", &rounds]].concat());
+        let row = |what: &str| {
+            let rows = result["rows"].as_array().unwrap();
+            rows.iter().find(|row| row["what"] == what).unwrap_or_else(|| panic!("{what} is missing: {result}"))
+        };
+        // That all of it was delivered, the command has waited for; so short a load has hardly a rate.
+        assert_eq!(row("events refused")["max"], 0.0, "{result}");
+        for part in ["whole", "source alone", "channel alone", "sink alone"] {
+            assert_eq!(row(&format!("{part}, MB/s"))["rounds"].as_u64(), rounds.parse().ok(), "{result}");
+        }
+    }
+    assert!(is_empty(scratch.path()), "nothing stays");
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_named() {
+    let scratch = scratch();
+    let output = bench(&["agent", "--dir", dir(&scratch), "--penstock", "/nowhere/penstock"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("/nowhere/penstock"), "{told}");
+}

@@ -40,6 +40,13 @@ impl FlumeAgent {
     /// Starts agent `a1` of `properties` and waits until each of `ports` accepts. `$DIR` in the text becomes the agent's own
     /// directory.
     pub fn start(properties: &str, ports: &[u16]) -> FlumeAgent {
+        let mut jvm = java::small(256);
+        jvm.push("-XX:MaxDirectMemorySize=128m".to_owned());
+        FlumeAgent::start_as(properties, ports, jvm)
+    }
+
+    /// The same in a JVM with other flags: those of the tests make it small, not fast.
+    pub fn start_as(properties: &str, ports: &[u16], jvm: Vec<String>) -> FlumeAgent {
         let directory = TempDir::with_prefix("penstock-flume-").expect("create a directory for Flume");
         let root = directory.path().to_path_buf();
         let configuration = root.join("conf");
@@ -49,12 +56,13 @@ impl FlumeAgent {
         fs::write(configuration.join("agent.properties"), text).expect("write agent.properties");
         let class_path = format!("{}:{}", configuration.display(), java::class_path(Module::FlumeAgent));
         let metrics_port = ports::free();
-        let flags = [
-            "-XX:MaxDirectMemorySize=128m".to_owned(),
+        let mut arguments = jvm;
+        arguments.extend([
             "-Dflume.monitoring.type=http".to_owned(),
             format!("-Dflume.monitoring.port={metrics_port}"),
-        ];
-        let mut arguments = java::arguments(256, &flags, &class_path);
+            "-cp".to_owned(),
+            class_path,
+        ]);
         let file = configuration.join("agent.properties").display().to_string();
         for text in ["org.apache.flume.node.Application", "--no-reload-conf", "--conf-file", &file, "--name", "a1"] {
             arguments.push(text.to_owned());

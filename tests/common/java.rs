@@ -58,14 +58,19 @@ fn is_fresh(answer: &Path, sources: &[PathBuf]) -> bool {
     sources.iter().all(|source| changed(source).is_some_and(|time| time <= answered))
 }
 
-/// Arguments of `java` up to and with the class path: quick to start, small, no second garbage collector thread.
-pub fn arguments(heap_mib: u32, system_properties: &[String], class_path: &str) -> Vec<String> {
-    let mut arguments = vec![
+/// Arguments of `java` for a test: quick to start, small, no second garbage collector thread.
+pub fn small(heap_mib: u32) -> Vec<String> {
+    vec![
         "-XX:TieredStopAtLevel=1".to_owned(),
         "-XX:+UseSerialGC".to_owned(),
         "-Xshare:auto".to_owned(),
         format!("-Xmx{heap_mib}m"),
-    ];
+    ]
+}
+
+/// Arguments of `java` for a test, up to and with the class path.
+pub fn arguments(heap_mib: u32, system_properties: &[String], class_path: &str) -> Vec<String> {
+    let mut arguments = small(heap_mib);
     arguments.extend(system_properties.iter().cloned());
     arguments.extend(["-cp".to_owned(), class_path.to_owned()]);
     arguments

@@ -16,9 +16,18 @@ use crate::{http, ports, repository};
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+static BINARY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes this binary instead of the one under test; to be said before the first agent is started.
+pub fn use_binary(path: &Path) -> std::io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    let taken = BINARY.get_or_init(|| path.clone());
+    assert_eq!(*taken, path, "an agent was started from another binary already");
+    Ok(())
+}
+
 /// The binary under test: `PENSTOCK_BIN`, or the one that Cargo builds now (once per test process).
 pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         if let Some(path) = std::env::var_os("PENSTOCK_BIN") {
             let path = PathBuf::from(path);

@@ -9,12 +9,13 @@ pub(crate) mod still;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use channel::{Devices, DurableChannel, DurableOptions};
-use clap::{Args, ValueEnum};
+use channel::{Channel as _, Devices, DurableChannel, DurableOptions};
+use clap::{Args, Parser as _, ValueEnum};
 use serde_json::{Value, json};
 use wal::io::real::Backend;
 use wal::seal::ChannelKey;
 
+use crate::cli::{Cli, Command};
 use crate::meter::Reading;
 use crate::numbers::{Latencies, rounded};
 use crate::payload::Payload;
@@ -125,6 +126,33 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
 }
 
 impl Arguments {
+    /// As one would type them below `dir`: what another command measures with them can be run by itself.
+    pub(crate) fn typed(dir: &Path, seconds: Duration, more: &[&str]) -> Result<Arguments, String> {
+        let (dir, seconds) = (dir.display().to_string(), seconds.as_secs_f64().to_string());
+        let mut words = vec!["penstock-bench", "channel", "--dir", &dir, "--warmup", "0.5"];
+        if !more.contains(&"--seconds") {
+            words.extend(["--seconds", &seconds]);
+        }
+        words.extend(more);
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            Command::Channel(parsed) => Ok(parsed),
+            _ => Err("the command is another one than was typed".to_owned()),
+        }
+    }
+
+    /// A load on an empty channel, which is removed afterwards.
+    pub(crate) fn measured(&self) -> Result<Outcome, String> {
+        debug_assert!(self.mode == Mode::Load);
+        self.clear()?;
+        let outcome = self.open().and_then(|channel: DurableChannel| {
+            let outcome = load::measure(&channel, self);
+            channel.close().wait()?;
+            outcome
+        });
+        self.clear()?;
+        outcome
+    }
+
     /// The folders that the channel lives in.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
         self.dir.iter().map(|dir| dir.join(FOLDER)).collect()

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
     ("system-tests", &["wal", "channel", "wire", "store", "agent", "wal-inspect"]),
     ("proof", &["wal", "channel", "system-tests"]),
-    ("benches", &["wal", "channel"]),
+    ("benches", &["wal", "channel", "wire", "system-tests"]),
 ];
 
 /// Crates that must stay optional, and so must `wire` and `store` of wal-inspect.
