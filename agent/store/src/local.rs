@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{Advice, CWD, RenameFlags, fadvise, renameat_with};
 use tokio::sync::Semaphore;
 
 use crate::fs::{CutFile, FileSystem, RawFile, StoreError, StoreFuture};
@@ -104,7 +104,8 @@ impl FileSystem for LocalFiles {
         let (files, path) = (self.clone(), path.to_owned());
         Box::pin(async move {
             let (file, unsynced) = created.await?;
-            Ok(Box::new(LocalFile { files, path, file: Arc::new(file), unsynced }) as Box<dyn RawFile>)
+            let file = LocalFile { files, path, file: Arc::new(file), unsynced, unsynced_bytes: 0 };
+            Ok(Box::new(file) as Box<dyn RawFile>)
         })
     }
 
@@ -182,12 +183,20 @@ struct LocalFile {
     file: Arc<File>,
     /// Directories whose entries are not yet durable: the file's own, and those in which others were made for it.
     unsynced: Vec<PathBuf>,
+    /// Written since the last sync.
+    unsynced_bytes: usize,
 }
+
+/// From so many bytes on, what was synced leaves the page cache. Who writes gigabytes would fill the memory with them, and
+/// take a new page for every old one: in a virtual machine the host has to provide each of those, which cost ten times what
+/// the copy costs.
+const UNCACHED_BYTES: usize = 1 << 20;
 
 impl LocalFile {
     fn make_durable(&mut self, call: &'static str) -> StoreFuture<()> {
         let file = Arc::clone(&self.file);
         let directories = std::mem::take(&mut self.unsynced);
+        let uncached = std::mem::take(&mut self.unsynced_bytes) >= UNCACHED_BYTES;
         let busy = Busy::new(&self.files, &self.path);
         self.files.run(call, &self.path, move |_| {
             let _busy = busy;
@@ -196,6 +205,10 @@ impl LocalFile {
                 file.sync_data()?
             } else {
                 file.sync_all()?
+            }
+            if uncached {
+                // Pages that are clean are dropped, all others stay; it is no more than an advice.
+                let _taken = fadvise(&file, 0, None, Advice::DontNeed).is_ok();
             }
             directories.iter().try_for_each(|directory| sync_directory(directory))
         })
@@ -206,6 +219,7 @@ impl RawFile for LocalFile {
     fn write(&mut self, bytes: Bytes) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + '_>> {
         let file = Arc::clone(&self.file);
         let busy = Busy::new(&self.files, &self.path);
+        self.unsynced_bytes += bytes.len();
         self.files.run("write", &self.path, move |_| {
             let _busy = busy;
             (&*file).write_all(&bytes)

@@ -118,6 +118,10 @@ impl Template {
         self.parts.iter().any(|part| matches!(part, Part::Time(_)))
     }
 
+    fn needs_headers(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Header(_)))
+    }
+
     /// The text before the first escape sequence.
     fn literal_start(&self) -> &str {
         match self.parts.first() {
@@ -255,6 +259,24 @@ pub struct Place {
     pub name: String,
 }
 
+/// What the templates say of an event, before it is cleaned. Events of one file mostly have the same: whoever keeps it sees
+/// that with one comparison.
+#[derive(Debug, Clone, Default)]
+pub struct Expanded {
+    whole: String,
+    /// Where the file's name starts in it.
+    name_at: usize,
+    /// The moment that was printed, where nothing but that decides.
+    only_of: Option<Option<i64>>,
+}
+
+impl PartialEq for Expanded {
+    /// Whether both lead to the same place, whatever moment they were printed of.
+    fn eq(&self, other: &Expanded) -> bool {
+        self.name_at == other.name_at && self.whole == other.whole
+    }
+}
+
 /// `hdfs.path` and `hdfs.filePrefix` together.
 #[derive(Debug, Clone)]
 pub struct PathTemplates {
@@ -265,6 +287,8 @@ pub struct PathTemplates {
     replace_colons: bool,
     /// Up to where the expanded directory is the operator's own words: no event changes it.
     root_length: usize,
+    /// Whether anything but the time tells one event's place from another's.
+    needs_headers: bool,
 }
 
 impl PathTemplates {
@@ -287,7 +311,8 @@ impl PathTemplates {
             return Err(TemplateError::DotsAfterEscape(found));
         }
         let name = Template::parse(name, host)?;
-        Ok(PathTemplates { directory: directory_template, name, time, replace_colons, root_length })
+        let needs_headers = directory_template.needs_headers() || name.needs_headers();
+        Ok(PathTemplates { directory: directory_template, name, time, replace_colons, root_length, needs_headers })
     }
 
     pub fn needs_time(&self) -> bool {
@@ -301,6 +326,13 @@ impl PathTemplates {
 
     /// Where `event` belongs. `now_ms` counts only with `hdfs.useLocalTimeStamp`.
     pub fn expand(&self, event: EventRef<'_>, now_ms: i64) -> Result<Place, NoPath> {
+        let mut expanded = Expanded::default();
+        self.print(event, now_ms, &mut expanded)?;
+        self.place(&expanded)
+    }
+
+    /// Prints what the templates say of `event` over what `expanded` held, in its memory.
+    pub fn print(&self, event: EventRef<'_>, now_ms: i64, expanded: &mut Expanded) -> Result<(), NoPath> {
         let moment = match (self.needs_time(), self.time.use_local_time) {
             (false, _) => None,
             (true, true) => Some(now_ms),
@@ -309,13 +341,26 @@ impl PathTemplates {
                 Some(text.parse().map_err(|_| NoPath::TimestampNotANumber)?)
             }
         };
+        if expanded.only_of == Some(moment) {
+            return Ok(());
+        }
+        expanded.only_of = (!self.needs_headers).then_some(moment);
         let moment = moment.map(|millis| Moment::new(millis, &self.time));
-        let mut whole = String::new();
-        self.directory.expand(moment.as_ref(), event, &mut whole);
+        let whole = &mut expanded.whole;
+        whole.clear();
+        self.directory.expand(moment.as_ref(), event, whole);
         whole.push('/');
-        let name_at = whole.len();
-        self.name.expand(moment.as_ref(), event, &mut whole);
-        self.clean(&whole, name_at)
+        expanded.name_at = whole.len();
+        self.name.expand(moment.as_ref(), event, whole);
+        Ok(())
+    }
+
+    /// The place that was printed, cleaned.
+    ///
+    /// # Panics
+    /// When nothing was printed.
+    pub fn place(&self, expanded: &Expanded) -> Result<Place, NoPath> {
+        self.clean(&expanded.whole, expanded.name_at)
     }
 
     /// Cleans what was expanded, and cuts it at the last `/`. The first bytes of `whole` are the root.

@@ -163,3 +163,33 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_printed_over_another_event_is_what_a_fresh_one_says() {
+    let later = "1334319071123";
+    let events: [&[(&str, &str)]; 7] = [
+        &[("timestamp", THEN), ("host", "a")],
+        &[("timestamp", THEN), ("host", "b")],
+        &[("timestamp", later), ("host", "b")],
+        &[("host", "b")],
+        &[("timestamp", later), ("host", "b")],
+        &[("timestamp", later)],
+        &[("timestamp", THEN), ("host", "x/a")],
+    ];
+    for path in ["/out", "/out/%Y-%H", "/out/%{host}", "/out/%{host}/%H", "/out/%t"] {
+        let templates = PathTemplates::new(path, "f-%M", &host(), rules(Rounding::None), false).unwrap();
+        let mut expanded = Expanded::default();
+        for headers in events {
+            let mut batch = EventBatch::new();
+            batch.push(headers.iter().copied(), b"x");
+            let before = expanded.clone();
+            let printed = templates.print(batch.get(0), 0, &mut expanded).and_then(|()| templates.place(&expanded));
+            assert_eq!(printed, templates.expand(batch.get(0), 0), "{path} {headers:?}");
+            if expanded == before
+                && let Ok(place) = printed
+            {
+                assert_eq!(templates.place(&before), Ok(place), "the same text is the same place");
+            }
+        }
+    }
+}

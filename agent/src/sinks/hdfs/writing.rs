@@ -5,23 +5,22 @@
 //! end. Time is read once per round.
 
 mod outcomes;
+mod routing;
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use channel::{
-    Consumer, EventBatch, EventRef, Lease, LeasedSlice, NoteUpdate, Outcome, SeqRange, Settlement, TakeError,
-    TakeLimits, Ticket,
+    Consumer, EventBatch, Lease, LeasedSlice, NoteUpdate, Outcome, SeqRange, Settlement, TakeError, TakeLimits, Ticket,
 };
 use store::fs::Store;
-use store::serializer::Encoder;
-use store::template::Place;
+use store::template::{Expanded, Place};
 use tokio::sync::mpsc;
 
 use super::file::{OpenFile, Stage};
 use super::jobs::{self, Done, FileId};
 use super::keys::Plan;
-use super::note::{Leftover, Names};
+use super::note::Leftover;
 use crate::component::{ComponentError, Progress, SinkContext, SinkError};
 
 /// Longest wait of one take; a take that waits costs nothing.
@@ -79,6 +78,10 @@ pub(super) struct Writing {
     /// name in use, which is the key of their notes.
     highest_counter: i64,
     rejected: HashMap<Place, u32>,
+    /// What the templates said of the last event.
+    printed: Expanded,
+    /// The same of the last event that found its file by its place, and that file.
+    recent: Option<(Expanded, FileId)>,
 
     taking: Option<Ticket<Result<Lease, TakeError>>>,
     /// Events taken and not yet routed, and how many of the first slice are.
@@ -123,6 +126,8 @@ impl Writing {
             uses: 0,
             highest_counter: leftovers.iter().map(|leftover| leftover.counter).max().unwrap_or(0),
             rejected: HashMap::new(),
+            printed: Expanded::default(),
+            recent: None,
             taking: None,
             backlog: std::collections::VecDeque::new(),
             routed: 0,
@@ -208,103 +213,6 @@ impl Writing {
 
     fn too_much_leased(&self) -> bool {
         self.leased_bytes >= self.plan.leased_bytes_max || self.leased_events >= self.leased_events_max
-    }
-
-    /// Puts the backlog's events into the buffers of their files, as far as the limits allow.
-    fn route(&mut self, context: &SinkContext) {
-        let (now, now_ms) = (Instant::now(), wall_clock_ms());
-        while let Some(slice) = self.backlog.front().cloned() {
-            while self.routed < slice.events.len() {
-                if self.files.len() >= self.plan.files_max + CLOSING_MAX
-                    || self.leased_bytes >= self.plan.leased_bytes_max
-                {
-                    return;
-                }
-                let seq = slice.first_seq + self.routed as u64;
-                self.routed += 1;
-                self.route_event(context, seq, slice.events.get(self.routed - 1), now, now_ms);
-            }
-            self.backlog.pop_front();
-            self.routed = 0;
-        }
-    }
-
-    fn route_event(&mut self, context: &SinkContext, seq: u64, event: EventRef<'_>, now: Instant, now_ms: i64) {
-        let place = match self.plan.templates.expand(event, now_ms) {
-            Ok(place) => place,
-            Err(reason) => return self.unwritable(context, seq, event, &reason.to_string()),
-        };
-        if self.rejected.get(&place).is_some_and(|times| *times >= REJECTIONS_MAX) {
-            return self.unwritable(context, seq, event, "the store rejects the name of its file");
-        }
-        let id = match self.file_for(place, now, now_ms) {
-            Ok(id) => id,
-            Err(reason) => return self.unwritable(context, seq, event, &reason),
-        };
-        let Some(file) = self.files.get_mut(&id) else { return };
-        self.uses += 1;
-        file.used = self.uses;
-        let idle = file.waiting.since.is_none();
-        match file.add(seq, event, now, now_ms) {
-            Ok(bytes) => self.leased_bytes += bytes,
-            Err(reason) => return self.unwritable(context, seq, event, &reason.to_string()),
-        }
-        if file.buffered_bytes() >= self.plan.sync_bytes {
-            self.start_sync(context, id);
-        } else if idle {
-            self.due_at(now + self.plan.sync_interval);
-        }
-        if let Some(idle) = self.plan.idle {
-            self.due_at(now + idle);
-        }
-    }
-
-    /// The file that takes an event of `place` now: the open one, unless it is full, or a new one.
-    fn file_for(&mut self, place: Place, now: Instant, now_ms: i64) -> Result<FileId, String> {
-        let mut counter = None;
-        if let Some(bucket) = self.buckets.get(&place) {
-            let file = &self.files[&bucket.file];
-            let full = self.plan.roll_events.is_some_and(|limit| file.events >= limit)
-                || self.plan.roll_bytes.is_some_and(|limit| file.body_bytes >= limit);
-            if !full {
-                return Ok(bucket.file);
-            }
-            counter = Some(bucket.counter + 1);
-            self.close_bucket(&place);
-        } else if self.buckets.len() >= self.plan.files_max {
-            let unused = self.buckets.iter().min_by_key(|(_, bucket)| self.files[&bucket.file].used);
-            if let Some(place) = unused.map(|(place, _)| place.clone()) {
-                self.close_bucket(&place);
-            }
-        }
-        // Files of one bucket count up by one, as in Flume; a new bucket starts at the clock, above every other name.
-        let counter = counter.unwrap_or_else(|| now_ms.max(self.highest_counter + 1));
-        self.highest_counter = self.highest_counter.max(counter);
-        let names = Names { place: place.clone(), suffix: self.plan.suffix.clone() };
-        let leftover = Leftover { in_use: self.name_in_use(&place, counter)?, names, counter, settled: 0 };
-        let encoder = Encoder::new(self.plan.format, wire::java::event_headers, random_marker());
-        let mut file = OpenFile::new(leftover, encoder, now);
-        let id = self.next_file;
-        self.next_file += 1;
-        self.leased_bytes += file.buffered_bytes();
-        file.waiting.bytes = file.buffered_bytes();
-        self.files.insert(id, file);
-        self.buckets.insert(place, Bucket { file: id, counter, first_counter: counter });
-        self.noting.push(id);
-        if let Some(interval) = self.plan.roll_interval {
-            self.due_at(now + interval);
-        }
-        Ok(id)
-    }
-
-    fn name_in_use(&self, place: &Place, counter: i64) -> Result<String, String> {
-        let (before, after) = (&self.plan.in_use_prefix, &self.plan.in_use_suffix);
-        let name = format!("{before}{}.{counter}{}{after}", place.name, self.plan.suffix);
-        if name.len() > store::limits::COMPONENT_BYTES_MAX {
-            let limit = store::limits::COMPONENT_BYTES_MAX;
-            return Err(format!("its file's name has {} bytes; a store takes {limit}", name.len()));
-        }
-        Ok(format!("{}/{name}", place.directory))
     }
 
     /// No more events for the file of this place; it closes now, or when it is ready.
@@ -516,19 +424,4 @@ impl Writing {
             }
         }
     }
-}
-
-fn wall_clock_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Sixteen random bytes, from what the standard library seeds its hash tables with.
-fn random_marker() -> [u8; 16] {
-    use std::hash::{BuildHasher as _, RandomState};
-    let half = || RandomState::new().hash_one(Instant::now()).to_le_bytes();
-    let mut marker = [0; 16];
-    marker[..8].copy_from_slice(&half());
-    marker[8..].copy_from_slice(&half());
-    marker
 }
