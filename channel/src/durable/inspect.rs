@@ -18,7 +18,7 @@ use wal::format::{Classified, Damage};
 use wal::io::{Access, Dir};
 use wal::limits::PAGE;
 use wal::recover::known::Known;
-use wal::recover::scan::{Depth, first_header};
+use wal::recover::scan::{Depth, Scratch, first_header};
 use wal::recover::{Finding, KeyUse, LogScan, Purpose, RecoverError, ShortSegment, read_log};
 use wal::seal::ChannelKey;
 
@@ -408,7 +408,7 @@ fn owner_of(dir: &dyn Dir) -> io::Result<Owner> {
     for name in dir.list()?.into_iter().filter(|name| slot_of(name).is_some()) {
         has_segments = true;
         let Ok(file) = dir.open(&name, Access::Read) else { continue };
-        match first_header(&*file, file.size()?)? {
+        match first_header(&*file, file.size()?, &mut Scratch::default())? {
             Classified::Present(header) => {
                 let (channel, log) = (header.channel, header.log);
                 return Ok(Owner::Channel { channel, log, identity: None, state });

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use channel::simulation::exhaustive::{SCENARIOS, crash_everywhere, fail_everywhere, scenario};
-use channel::simulation::rot::{Fixture, Flips};
+use channel::simulation::rot::{Fixture, Flips, Part};
 use channel::simulation::{Plan, shrink, simulate};
 use wal::io::sim::Failure;
 use wal::planted::{Bug, plant};
@@ -71,10 +71,10 @@ fn layers(seed: u64) -> [(&'static str, Look); 10] {
                 SCENARIOS.iter().try_for_each(|(_, text)| fail_everywhere(&scenario(text), &failures).map(|_| ()))
             }),
         ),
-        ("forged frames", Box::new(|| Fixture::new(true, false).forge().map(|_| ()))),
+        ("forged frames", Box::new(|| Fixture::new(true, false).forge(Part::WHOLE).map(|_| ()))),
         ("flipped bits", Box::new(|| each_bit(Fixture::flip))),
         ("bits flipped while it runs", Box::new(|| each_bit(Fixture::flip_running))),
-        ("bits flipped while it lies idle", Box::new(|| Fixture::new(false, false).flip_idle().map(|_| ()))),
+        ("bits flipped while it lies idle", Box::new(|| Fixture::new(false, false).flip_idle(Part::WHOLE).map(|_| ()))),
         (
             "simulation",
             Box::new(move || (seed..seed + SEEDS).try_for_each(|seed| simulate(&Plan::from_seed(seed)).map(|_| ()))),

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use channel::simulation::exhaustive::{SCENARIOS, crash_everywhere, fail_everywhere, scenario};
-use channel::simulation::rot::{Fixture, Flips};
+use channel::simulation::rot::{Fixture, Flips, Part};
 use channel::simulation::{Plan, Report, shrink, simulate};
 use wal::io::sim::Failure;
 
@@ -26,6 +26,10 @@ const TWICE: u64 = 100;
 const TEARS: u64 = 32;
 /// Of the bits under an open channel every so manieth: a prime, so that all bits of a byte have their turn.
 const RUNNING_EVERY: u64 = 31;
+/// Parts of one work, for threads that are not equally fast.
+const PARTS: u64 = 512;
+/// So many broken promises of one kind are enough to read.
+const BROKEN_MAX: usize = 5;
 
 /// Histories that once broke a promise.
 fn cases() -> PathBuf {
@@ -178,17 +182,36 @@ pub(crate) fn exhaustive(budget: &Budget) -> Tally {
     tally
 }
 
-/// Bits that flip under an open channel, another choice in each run.
-fn flip_running(budget: &Budget) -> Result<Flips, String> {
-    let mut flips = Flips::default();
-    for encrypted in [false, true] {
-        let fixture = Fixture::new(encrypted, false);
-        let from = budget.seed % RUNNING_EVERY;
-        for bit in (from..fixture.bits()).step_by(RUNNING_EVERY as usize) {
-            flips.add(&fixture.flip_running(bit..bit + 1)?);
+/// What threads made of the parts of one work, and the first promises that were broken.
+fn in_parts(
+    budget: &Budget,
+    encrypted: bool,
+    checkpoint: bool,
+    flip: impl Fn(&Fixture, Part) -> Result<Flips, String> + Sync,
+) -> (Flips, Vec<String>) {
+    let (next, results) = (AtomicU64::new(0), Mutex::new((Flips::default(), Vec::new())));
+    thread::scope(|scope| {
+        for _ in 0..budget.jobs.max(1) {
+            scope.spawn(|| {
+                let fixture = Fixture::new(encrypted, checkpoint);
+                loop {
+                    let part = Part { number: next.fetch_add(1, Ordering::Relaxed), of: PARTS };
+                    if part.number >= PARTS {
+                        return;
+                    }
+                    let flipped = flip(&fixture, part);
+                    let mut results = results.lock().expect("no panic");
+                    match flipped {
+                        Ok(flips) => results.0.add(&flips),
+                        Err(broken) => results.1.push(broken),
+                    }
+                }
+            });
         }
-    }
-    Ok(flips)
+    });
+    let (flips, mut broken) = results.into_inner().expect("no panic");
+    broken.truncate(BROKEN_MAX);
+    (flips, broken)
 }
 
 /// Every single bit of every file of a small channel: noticed or harmless, and never wrong bytes.
@@ -196,30 +219,10 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
     let began = Instant::now();
     let mut tally = Tally::new("flips", "flipped bits");
     for encrypted in [false, true] {
-        let (next, results) = (AtomicU64::new(0), Mutex::new((Flips::default(), Vec::new())));
         let bits = Fixture::new(encrypted, encrypted).bits();
-        thread::scope(|scope| {
-            for _ in 0..budget.jobs {
-                scope.spawn(|| {
-                    let fixture = Fixture::new(encrypted, encrypted);
-                    loop {
-                        let first = next.fetch_add(1024, Ordering::Relaxed);
-                        if first >= bits {
-                            return;
-                        }
-                        let flipped = fixture.flip(first..(first + 1024).min(bits));
-                        let mut results = results.lock().expect("no panic");
-                        match flipped {
-                            Ok(flips) => results.0.add(&flips),
-                            Err(broken) => results.1.push(broken),
-                        }
-                    }
-                });
-            }
-        });
-        let (flips, broken) = results.into_inner().expect("no panic");
+        let (flips, broken) = in_parts(budget, encrypted, encrypted, |fixture, part| fixture.flip(part.range(bits)));
         tally.cycles += flips.noticed + flips.harmless;
-        tally.failures.extend(broken.into_iter().take(5));
+        tally.failures.extend(broken);
         let [noticed, harmless, bytes] = if encrypted {
             ["noticed, encrypted, with a checkpoint", "harmless there", "bytes there"]
         } else {
@@ -227,27 +230,32 @@ pub(crate) fn flips(budget: &Budget) -> Tally {
         };
         tally.counts.extend([(noticed, flips.noticed), (harmless, flips.harmless), (bytes, bits / 8)]);
     }
-    match flip_running(budget) {
-        Ok(flips) => {
-            tally.cycles += flips.noticed + flips.harmless;
-            tally.counts.extend([("noticed while it runs", flips.noticed), ("harmless then", flips.harmless)]);
-        }
-        Err(broken) => tally.failures.push(broken),
-    }
+    // Bits that flip under an open channel, another choice in each run.
+    let mut running = Flips::default();
     for encrypted in [false, true] {
-        match Fixture::new(encrypted, false).flip_idle() {
-            Ok(flips) => {
-                tally.cycles += flips.noticed;
-                let what = if encrypted { "told by a scrub, encrypted" } else { "told by a scrub" };
-                tally.counts.push((what, flips.noticed));
+        let (flips, broken) = in_parts(budget, encrypted, false, |fixture, part| {
+            let mut flips = Flips::default();
+            for number in part.range(fixture.bits() / RUNNING_EVERY) {
+                let bit = budget.seed % RUNNING_EVERY + number * RUNNING_EVERY;
+                flips.add(&fixture.flip_running(bit..bit + 1)?);
             }
-            Err(broken) => tally.failures.push(broken),
-        }
+            Ok(flips)
+        });
+        running.add(&flips);
+        tally.failures.extend(broken);
     }
-    match Fixture::new(true, false).forge() {
-        Ok(forged) => tally.counts.push(("forged frames noticed", forged.noticed)),
-        Err(broken) => tally.failures.push(broken),
+    tally.cycles += running.noticed + running.harmless;
+    tally.counts.extend([("noticed while it runs", running.noticed), ("harmless then", running.harmless)]);
+    for encrypted in [false, true] {
+        let (flips, broken) = in_parts(budget, encrypted, false, Fixture::flip_idle);
+        tally.cycles += flips.noticed;
+        tally.failures.extend(broken);
+        let what = if encrypted { "told by a scrub, encrypted" } else { "told by a scrub" };
+        tally.counts.push((what, flips.noticed));
     }
+    let (forged, broken) = in_parts(budget, true, false, Fixture::forge);
+    tally.failures.extend(broken);
+    tally.counts.push(("forged frames noticed", forged.noticed));
     tally.took = began.elapsed();
     tally
 }

@@ -29,7 +29,7 @@ use crate::seal::ChannelKey;
 use crate::segment::{Incarnation, Segment};
 use cases::{Case, Content, Evidence, FenceSays, Position, decide};
 use known::{Known, KnownSegment};
-use scan::{Depth, FrameScan, IncarnationScan, KeyState, SlotScan, scan_slot};
+use scan::{Depth, FrameScan, IncarnationScan, KeyState, Scratch, SlotScan, scan_slot};
 
 /// Why a log cannot be recovered at all. Damage is not among these: it is a [`Finding`].
 #[derive(Debug, thiserror::Error)]
@@ -207,7 +207,7 @@ pub fn read_log(
         Purpose::Recover { footers } => (Depth::Bodies, true, footers),
         Purpose::Inspect { depth, from_disk } => (depth, from_disk, false),
     };
-    let mut slots = Vec::new();
+    let (mut slots, mut scratch) = (Vec::new(), Scratch::default());
     if recovers {
         // Names are cached as well: a process that died before it synced the directory leaves files that everybody
         // sees and that the next power cut takes away, with whatever was written into them since.
@@ -233,7 +233,8 @@ pub fn read_log(
             file.size()
         };
         let len = prepare().map_err(|error| failed(&format!("sync {file_name}"), error))?;
-        let first = scan::first_header(&*file, len).map_err(|error| failed(&format!("read {file_name}"), error))?;
+        let first = scan::first_header(&*file, len, &mut scratch);
+        let first = first.map_err(|error| failed(&format!("read {file_name}"), error))?;
         let version = |damage| RecoverError::Version { dir: name.clone(), file: file_name.clone(), damage };
         let ordinal = match &first {
             Classified::Present(header) => {
@@ -272,10 +273,10 @@ pub fn read_log(
                     scan.segments.push(ScannedSegment { segment, incarnations: Vec::new(), footed: false });
                     continue;
                 }
-                if footers && scan.take_footer(&file, slot, len, &header, keys, keep, visit) {
+                if footers && scan.take_footer(&file, slot, len, &header, keys, keep, visit, &mut scratch) {
                     continue;
                 }
-                let found = scan_slot(file, slot, len, &header, keys, depth, keep)
+                let found = scan_slot(file, slot, len, &header, keys, depth, keep, &mut scratch)
                     .map_err(|error| failed(&format!("read segment {slot}"), error))?;
                 scan.take(found, recovers, visit)?;
             }
@@ -286,7 +287,8 @@ pub fn read_log(
     }
     for (slot, len, file) in headerless {
         // A header that was being written when the machine stopped has no frames; one that rotted has.
-        match scan::orphan_frames(&*file, len).map_err(|error| failed(&format!("read segment {slot}"), error))? {
+        let orphans = scan::orphan_frames(&*file, len, &mut scratch);
+        match orphans.map_err(|error| failed(&format!("read segment {slot}"), error))? {
             Some(ordinal) if ordinal >= scan.oldest_ordinal => {
                 let start = INCARNATION_HEADER as u64;
                 let case = Case::HeaderLost;
@@ -414,15 +416,15 @@ impl LogScan {
         keys: &[ChannelKey],
         keep: &dyn Fn(u16) -> bool,
         visit: &mut Visit<'_>,
+        scratch: &mut Scratch,
     ) -> bool {
         let next = self.segments.last().map(|found| &found.segment);
         let Some(next) = next.filter(|next| next.ordinal == first.ordinal + 1) else { return false };
         if self.fences_of(first.ordinal, first.incarnation).next().is_some() {
             return false;
         }
-        let Some((frame, footer)) = scan::footer_at(&**file, len, first, next.previous_end, keys, keep) else {
-            return false;
-        };
+        let footer = scan::footer_at(&**file, len, first, next.previous_end, keys, keep, scratch);
+        let Some((frame, footer, key)) = footer else { return false };
         let header = &frame.header;
         let mut segment = Segment::new(first.ordinal, slot, len, Arc::clone(file));
         segment.incarnations.push(Incarnation {
@@ -430,7 +432,7 @@ impl LogScan {
             start: first.offset + INCARNATION_HEADER as u64,
             end: header.end(),
             encrypted: first.key.is_some(),
-            key: scan::key_of(first, keys),
+            key,
             seal: first.key.as_ref().map(|key| (key.id.clone(), first.salt)),
             holes: Vec::new(),
         });

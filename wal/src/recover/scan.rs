@@ -79,19 +79,30 @@ pub struct Gap {
     pub content: Content,
 }
 
+/// Memory to read into, kept from one file to the next.
+#[derive(Debug, Default)]
+pub struct Scratch(Option<Buffer>);
+
 /// Reads a file forward through one buffer.
 struct Window<'a> {
     file: &'a dyn File,
     len: u64,
-    buffer: Buffer,
+    /// Bytes read at once, if no more are needed.
+    chunk: usize,
+    buffer: &'a mut Buffer,
     start: u64,
 }
 
 impl<'a> Window<'a> {
-    fn new(file: &'a dyn File, len: u64, chunk: usize) -> io::Result<Window<'a>> {
-        let mut buffer = Buffer::zeroed(chunk.min(len as usize))?;
+    fn new(file: &'a dyn File, len: u64, chunk: usize, scratch: &'a mut Scratch) -> io::Result<Window<'a>> {
+        let chunk = chunk.min(len as usize);
+        let buffer = match scratch.0.take() {
+            Some(buffer) if buffer.capacity() >= chunk => buffer,
+            _ => Buffer::zeroed(chunk)?,
+        };
+        let buffer = scratch.0.insert(buffer);
         buffer.set_len(0);
-        Ok(Window { file, len, buffer, start: 0 })
+        Ok(Window { file, len, chunk, buffer, start: 0 })
     }
 
     /// `len` bytes at `offset`; `None` beyond the end of the file. A page that the disk refuses is an error.
@@ -103,16 +114,16 @@ impl<'a> Window<'a> {
         if !inside {
             self.start = offset;
             if self.buffer.capacity() < len {
-                self.buffer = Buffer::zeroed(len)?;
+                *self.buffer = Buffer::zeroed(len)?;
             }
-            let wanted = self.buffer.capacity().min((self.len - offset) as usize);
+            let wanted = self.chunk.max(len).min((self.len - offset) as usize);
             self.buffer.set_len(wanted);
-            let read = match self.file.read_at(&mut self.buffer, offset) {
+            let read = match self.file.read_at(self.buffer, offset) {
                 Ok(read) => read,
                 // One bad sector fails the whole read: ask for no more than needed.
                 Err(_) => {
                     self.buffer.set_len(len);
-                    match self.file.read_at(&mut self.buffer, offset) {
+                    match self.file.read_at(self.buffer, offset) {
                         Ok(read) => read,
                         Err(error) => {
                             self.buffer.set_len(0);
@@ -133,8 +144,8 @@ impl<'a> Window<'a> {
 }
 
 /// The header at the start of a file: either copy will do.
-pub fn first_header(file: &dyn File, len: u64) -> io::Result<Classified<IncarnationHeader>> {
-    let mut window = Window::new(file, len, INCARNATION_HEADER)?;
+pub fn first_header(file: &dyn File, len: u64, scratch: &mut Scratch) -> io::Result<Classified<IncarnationHeader>> {
+    let mut window = Window::new(file, len, INCARNATION_HEADER, scratch)?;
     let mut answer = Classified::Absent;
     let mut newest: Option<IncarnationHeader> = None;
     for copy in 0..2 {
@@ -163,8 +174,8 @@ pub fn first_header(file: &dyn File, len: u64) -> io::Result<Classified<Incarnat
 }
 
 /// The ordinal of frames in a file whose header is gone, if there are any.
-pub fn orphan_frames(file: &dyn File, len: u64) -> io::Result<Option<u64>> {
-    let mut window = Window::new(file, len, CHUNK)?;
+pub fn orphan_frames(file: &dyn File, len: u64, scratch: &mut Scratch) -> io::Result<Option<u64>> {
+    let mut window = Window::new(file, len, CHUNK, scratch)?;
     let mut found = None;
     for offset in (INCARNATION_HEADER as u64..len).step_by(PAGE) {
         if let Ok(Some(page)) = window.bytes(offset, PAGE)
@@ -186,12 +197,8 @@ fn key_state(header: &IncarnationHeader, keys: &[ChannelKey]) -> KeyState {
     if check == reference.check { KeyState::Here(Arc::new(frame_key)) } else { KeyState::Wrong(reference.id.clone()) }
 }
 
-/// The key of the frames behind `header`, if it is given.
-pub(super) fn key_of(header: &IncarnationHeader, keys: &[ChannelKey]) -> Option<Arc<FrameKey>> {
-    if let KeyState::Here(key) = key_state(header, keys) { Some(key) } else { None }
-}
-
 /// Reads the segment that starts with `first`.
+#[expect(clippy::too_many_arguments, reason = "what a segment is read from, and what it is read with")]
 pub fn scan_slot(
     file: Arc<dyn File>,
     slot: u64,
@@ -200,9 +207,10 @@ pub fn scan_slot(
     keys: &[ChannelKey],
     depth: Depth,
     keep: &dyn Fn(u16) -> bool,
+    scratch: &mut Scratch,
 ) -> io::Result<SlotScan> {
     let chunk = if depth == Depth::Headers { CHUNK_OF_HEADERS } else { CHUNK };
-    let mut window = Window::new(&*file, len, chunk)?;
+    let mut window = Window::new(&*file, len, chunk, scratch)?;
     let open = |header: IncarnationHeader| {
         let start = header.offset + INCARNATION_HEADER as u64;
         let key = key_state(&header, keys);
@@ -248,8 +256,8 @@ pub fn scan_slot(
     Ok(SlotScan { slot, ordinal: first.ordinal, len, file: Arc::clone(&file), incarnations })
 }
 
-/// The footer at `offset` of the segment that starts with `first`, with its frame; `None` when there is none that can be
-/// believed.
+/// The footer at `offset` of the segment that starts with `first`, with its frame and the key of both; `None` when there is
+/// none that can be believed.
 pub(super) fn footer_at(
     file: &dyn File,
     len: u64,
@@ -257,12 +265,13 @@ pub(super) fn footer_at(
     offset: u64,
     keys: &[ChannelKey],
     keep: &dyn Fn(u16) -> bool,
-) -> Option<(FrameScan, Footer)> {
+    scratch: &mut Scratch,
+) -> Option<(FrameScan, Footer, Option<Arc<FrameKey>>)> {
     let start = first.offset + INCARNATION_HEADER as u64;
     if offset < start || !offset.is_multiple_of(PAGE as u64) || offset + PAGE as u64 > len {
         return None;
     }
-    let mut window = Window::new(file, len, CHUNK_OF_FOOTERS).ok()?;
+    let mut window = Window::new(file, len, CHUNK_OF_FOOTERS, scratch).ok()?;
     let key = key_state(first, keys);
     let (frames, gaps) = (Vec::new(), Vec::new());
     let current =
@@ -272,7 +281,8 @@ pub(super) fn footer_at(
     let payload = &frame.kept.iter().find(|kept| kept.kind == section::FOOTER)?.payload;
     let footer = Footer::decode(payload).ok()?;
     let inside = footer.index.iter().all(|(_, at)| (start..offset).contains(at));
-    (inside && frame.header.seq_count == 0).then_some((*frame, footer))
+    let key = if let KeyState::Here(key) = current.key { Some(key) } else { None };
+    (inside && frame.header.seq_count == 0).then_some((*frame, footer, key))
 }
 
 fn worse(one: Content, other: Content) -> Content {

@@ -96,7 +96,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn flip(&self, world: &World) {
-        world.corrupt(self.dir, self.name, |bytes| bytes[self.byte] ^= self.mask);
+        world.flip(self.dir, self.name, self.byte, self.mask);
     }
 }
 
@@ -104,6 +104,28 @@ impl fmt::Display for Place<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Place { dir, name, byte, mask } = self;
         write!(formatter, "byte {byte} of {dir}/{name}, mask {mask:#x}")
+    }
+}
+
+/// One of several parts of the same work, about equal to the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    pub number: u64,
+    pub of: u64,
+}
+
+impl Part {
+    pub const WHOLE: Part = Part { number: 0, of: 1 };
+
+    /// Its part of `count` things.
+    pub fn range(self, count: u64) -> Range<u64> {
+        count * self.number / self.of..count * (self.number + 1) / self.of
+    }
+
+    /// Whether it is its turn, where things are dealt out one by one.
+    fn has_next(self, dealt: &mut u64) -> bool {
+        *dealt += 1;
+        *dealt % self.of == self.number
     }
 }
 
@@ -181,12 +203,15 @@ impl Fixture {
 
     /// Flips bits of each frame whose events wait, under a channel that is open and then lies idle: it must say so before
     /// anybody takes them.
-    pub fn flip_idle(&self) -> Result<Flips, String> {
-        let mut flips = Flips::default();
+    pub fn flip_idle(&self, part: Part) -> Result<Flips, String> {
+        let (mut flips, mut dealt) = (Flips::default(), 0);
         for (dir, name, bytes) in self.world.platter() {
             for start in (0..bytes.len()).step_by(PAGE) {
                 let Ok(header) = FrameHeader::decode(&bytes[start..]) else { continue };
                 for byte in (start..start + header.stored_len as usize).step_by(IDLE_EVERY) {
+                    if !part.has_next(&mut dealt) {
+                        continue;
+                    }
                     let mut world = self.world.fork();
                     let life = world.start().map_err(|error| format!("does not open: {error}"))?;
                     if !world.waits(&life, &name, &header) {
@@ -212,14 +237,17 @@ impl Fixture {
 
     /// Changes a bit of each encrypted frame, header and body, and mends the checksums, as one can who has no key: no
     /// frame may count that was changed. The last one, a mere witness, may be missed.
-    pub fn forge(&self) -> Result<Flips, String> {
-        let mut flips = Flips::default();
+    pub fn forge(&self, part: Part) -> Result<Flips, String> {
+        let (mut flips, mut dealt) = (Flips::default(), 0);
         for (dir, name, bytes) in self.world.platter() {
             for start in (0..bytes.len()).step_by(PAGE) {
                 let Ok(header) = FrameHeader::decode(&bytes[start..]) else { continue };
                 let frame = start..start + header.stored_len as usize;
                 let body_end = start + frame::HEADER + header.body_len as usize;
                 for at in (start..start + frame::AUTHENTICATED).chain((start + frame::HEADER..body_end).step_by(7)) {
+                    if !part.has_next(&mut dealt) {
+                        continue;
+                    }
                     let mut world = self.world.fork();
                     world.corrupt(&dir, &name, |bytes| {
                         bytes[at] ^= 1;

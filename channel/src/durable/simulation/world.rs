@@ -139,7 +139,6 @@ pub(super) struct Life {
     settles: Vec<Asked>,
     producers: Vec<u64>,
     consumers: Vec<u64>,
-    buffers: Arc<Buffers>,
     /// Reads that are out, by disk: on one that stalls they hang.
     reads: Vec<Vec<ReadJob>>,
     newest_ordinals: Vec<u64>,
@@ -175,6 +174,8 @@ pub struct World {
     pub(super) keeps_books: bool,
     pub(super) asked: Option<(Model, Duration, bool)>,
     random: Arc<SimRandom>,
+    /// What reads read into, with the bytes of earlier reads still in it; kept over lives, for memory costs more than reads.
+    buffers: Arc<Buffers>,
     pub(super) model: Model,
     pub(super) report: Report,
     /// What the last start made of the disks.
@@ -227,6 +228,7 @@ impl World {
             keeps_books: false,
             asked: None,
             random: Arc::new(SimRandom::new(plan.seed ^ 0xabcd)),
+            buffers: Arc::default(),
             model: Model::default(),
             report: Report::default(),
             outcome: None,
@@ -283,6 +285,7 @@ impl World {
         world.now = self.now;
         world.disks = self.disks.iter().map(SimDisk::fork).collect();
         world.random = Arc::clone(&self.random);
+        world.buffers = Arc::clone(&self.buffers);
         world.model = self.model.clone();
         world
     }
@@ -400,7 +403,6 @@ impl World {
             settles: Vec::new(),
             producers,
             consumers,
-            buffers: Arc::default(),
             reads: (0..self.plan.dirs).map(|_| Vec::new()).collect(),
             newest_ordinals: vec![0; self.plan.dirs],
             rotates_midway: false,
@@ -684,7 +686,7 @@ impl World {
                 self.phase = state_phase(life);
             }
             let choice = (self.now.as_micros() / 100) as usize % life.reads[index].len();
-            let read = life.reads[index].swap_remove(choice).run(&life.buffers);
+            let read = life.reads[index].swap_remove(choice).run(&self.buffers);
             self.strikes();
             if !self.is_stopped() {
                 life.core.read_done(self.now, index, read, answers);

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use super::Outcome;
 use super::random::Rng;
+use super::{Outcome, contains};
 use crate::limits::PAGE;
 
 /// What disks write whole, at best.
@@ -97,9 +97,7 @@ impl Inode {
         for page in pages {
             let first = offset.saturating_sub(page * PAGE) / SECTOR;
             let last = (offset + bytes.len() - page * PAGE).min(PAGE).div_ceil(SECTOR);
-            for sector in first..last {
-                self.dirty[page] |= 1 << sector;
-            }
+            self.dirty[page] |= (u8::MAX >> (SECTORS - last)) & (u8::MAX << first);
         }
         rewritten.map_or(Ok(()), |page| Err(format!("page {page} is written again although it was made durable")))
     }
@@ -225,9 +223,30 @@ impl Inode {
         bytes
     }
 
+    /// Whether the platter has these bytes, none of which is zero.
+    pub(super) fn has(&self, wanted: &[u8]) -> bool {
+        let is_zero = |page: &Page| Arc::ptr_eq(page, &ZEROS);
+        let mut runs = self.durable.pages.split(is_zero).filter(|run| !run.is_empty());
+        runs.any(|run| {
+            let mut bytes = Vec::with_capacity(run.len() * PAGE);
+            run.iter().for_each(|page| bytes.extend_from_slice(&page[..]));
+            contains(&bytes, wanted)
+        })
+    }
+
     pub(super) fn set_platter(&mut self, bytes: &[u8]) {
         self.durable = Content::default();
         self.durable.write(bytes, 0);
+        self.show_platter();
+    }
+
+    pub(super) fn flip(&mut self, byte: usize, mask: u8) {
+        Arc::make_mut(&mut self.durable.pages[byte / PAGE])[byte % PAGE] ^= mask;
+        self.show_platter();
+    }
+
+    /// The cache shows what the platter has.
+    fn show_platter(&mut self) {
         self.cached = self.durable.clone();
         self.dirty.clear();
         self.dirty.resize(self.cached.pages.len(), 0);

@@ -120,7 +120,8 @@ impl Change {
 
 #[derive(Debug)]
 struct State {
-    inodes: Vec<Inode>,
+    /// Shared with copies of the disk until one of them changes.
+    inodes: Vec<Arc<Inode>>,
     dirs: BTreeMap<String, Entries>,
     operations: u64,
     syncs: u64,
@@ -259,12 +260,12 @@ impl SimDisk {
         }
         state.strikes.clear();
         if outcome == Outcome::ProcessKilled {
-            state.inodes.iter_mut().for_each(Inode::forgive);
+            state.inodes.iter_mut().for_each(|inode| Arc::make_mut(inode).forgive());
             return;
         }
         let mut rng = Rng(if let Outcome::Torn(seed) = outcome { seed } else { 0 });
         for inode in &mut state.inodes {
-            inode.meet(outcome, &mut rng);
+            Arc::make_mut(inode).meet(outcome, &mut rng);
         }
         for entries in state.dirs.values_mut() {
             for change in std::mem::take(&mut entries.pending) {
@@ -281,9 +282,10 @@ impl SimDisk {
         }
         // What no directory names any more is gone.
         let live: BTreeSet<usize> = state.dirs.values().flat_map(|entries| entries.current.values().copied()).collect();
+        let empty = Arc::default();
         for (number, inode) in state.inodes.iter_mut().enumerate() {
             if !live.contains(&number) {
-                *inode = Inode::default();
+                *inode = Arc::clone(&empty);
             }
         }
     }
@@ -308,7 +310,7 @@ impl SimDisk {
         })))
     }
 
-    /// Every file as the platter has it, for tests that look for plaintext or flip bits.
+    /// Every file as the platter has it, for tests that flip bits.
     pub fn platter(&self) -> Vec<(String, String, Vec<u8>)> {
         let state = self.state();
         let files = state.dirs.iter().flat_map(|(dir, entries)| {
@@ -317,13 +319,28 @@ impl SimDisk {
         files.collect()
     }
 
+    /// Directory and name of each file that has these bytes on the platter, none of which is zero.
+    pub fn files_with(&self, wanted: &[u8]) -> Vec<(String, String)> {
+        let state = self.state();
+        let files = state.dirs.iter().flat_map(|(dir, entries)| entries.current.iter().map(move |file| (dir, file)));
+        let files = files.filter(|(_, (_, inode))| state.inodes[**inode].has(wanted));
+        files.map(|(dir, (name, _))| (dir.clone(), name.clone())).collect()
+    }
+
     /// Changes the platter behind everybody's back.
     pub fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let inode = state.dirs[dir].current[name];
         let mut bytes = state.inodes[inode].platter();
         change(&mut bytes);
-        state.inodes[inode].set_platter(&bytes);
+        state.inode(inode).set_platter(&bytes);
+    }
+
+    /// Changes bits of one byte of the platter behind everybody's back.
+    pub fn flip(&self, dir: &str, name: &str, byte: usize, mask: u8) {
+        let mut state = self.state();
+        let inode = state.dirs[dir].current[name];
+        state.inode(inode).flip(byte, mask);
     }
 
     /// Takes a whole directory away, as an unmounted disk does.
@@ -427,7 +444,7 @@ impl Dir for SimDir {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
             made = state.inodes.len();
-            state.inodes.push(Inode::default());
+            state.inodes.push(Arc::default());
             Ok(vec![Change::Set(name.to_owned(), made)])
         })?;
         Ok(self.file(made))
@@ -490,6 +507,10 @@ impl Dir for SimDir {
 }
 
 impl State {
+    fn inode(&mut self, number: usize) -> &mut Inode {
+        Arc::make_mut(&mut self.inodes[number])
+    }
+
     fn used(&self) -> u64 {
         let live: BTreeSet<usize> = self.dirs.values().flat_map(|entries| entries.current.values().copied()).collect();
         live.iter().map(|inode| self.inodes[*inode].len() as u64).sum()
@@ -550,7 +571,7 @@ impl SimFile {
             Ok((mut state, stops)) => {
                 state.syncs += 1;
                 if !stops {
-                    let inode = &mut state.inodes[self.inode];
+                    let inode = state.inode(self.inode);
                     let kept = match extent {
                         Extent::Range(..) => inode.sync_range(bytes(inode.len())),
                         Extent::Data => inode.sync_data(),
@@ -563,7 +584,7 @@ impl SimFile {
             Err(refusal) => {
                 if let Refusal::Fails(_) = refusal {
                     let mut state = self.disk.state();
-                    let inode = &mut state.inodes[self.inode];
+                    let inode = state.inode(self.inode);
                     inode.forget_dirty(bytes(inode.len()));
                 }
                 Err(refusal.into())
@@ -590,18 +611,23 @@ impl SimFile {
         {
             state.broken.push(format!("an event is written in the clear, inode {} at {offset}", self.inode));
         }
-        let kept = state.inodes[self.inode].write(bytes, offset as usize);
+        let kept = state.inode(self.inode).write(bytes, offset as usize);
         state.broken.extend(kept.err());
         Ok(())
     }
 }
 
-/// Whether `wanted` is in `bytes`, which are mostly zeros or noise.
+/// Whether `wanted`, which begins with no zero, is in `bytes`, which are mostly zeros or noise.
 pub fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     const CHUNK: usize = 64;
-    bytes.chunks(CHUNK).enumerate().any(|(number, chunk)| {
+    const CHUNKS: usize = 8;
+    let is_in = |(number, chunk): (usize, &[u8])| {
         chunk.contains(&wanted[0])
             && (0..chunk.len()).any(|at| chunk[at] == wanted[0] && bytes[number * CHUNK + at..].starts_with(wanted))
+    };
+    bytes.chunks(CHUNK * CHUNKS).enumerate().any(|(number, part)| {
+        *part != [0; CHUNK * CHUNKS][..part.len()]
+            && part.chunks(CHUNK).enumerate().any(|(chunk, bytes)| is_in((number * CHUNKS + chunk, bytes)))
     })
 }
 
@@ -645,7 +671,7 @@ impl File for SimFile {
 
     fn drop_cache(&self) -> io::Result<()> {
         let (mut state, stops) = self.disk.begin(self.life, Operation::Names, 7)?;
-        state.inodes[self.inode].drop_cache();
+        state.inode(self.inode).drop_cache();
         SimDisk::end(state, stops, ())
     }
 }

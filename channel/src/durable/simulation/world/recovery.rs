@@ -3,10 +3,12 @@
 
 use wal::chore::slot_name;
 use wal::format::frame::FrameHeader;
-use wal::io::sim::contains;
 use wal::segment::Segment;
 
 use super::*;
+
+/// How long a take waits that nobody interrupts.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl World {
     /// Opens what survived, through interruptions and failures, and checks it. `None` when an armed stop hit.
@@ -96,7 +98,7 @@ impl World {
             let mut answers = Vec::new();
             let (sender, mut ticket) = Ticket::pair();
             let limits = TakeLimits { events: 50, bytes: 50_000 };
-            life.core.take(self.now, consumer, limits, Duration::from_secs(60), sender, &mut answers);
+            life.core.take(self.now, consumer, limits, PATIENCE, sender, &mut answers);
             let lease = loop {
                 answers.drain(..).for_each(Answer::send);
                 match ticket.try_take() {
@@ -108,8 +110,10 @@ impl World {
                     return Ok(false);
                 }
                 if !reads {
-                    // Nothing to read: the end, an order wait, or a disk that will be tried again.
-                    self.now += Duration::from_secs(1);
+                    // Nothing to read: an order wait, a disk that will be tried again, or the end, where nothing but time
+                    // can come.
+                    let ends = found.len() as u64 >= size;
+                    self.now += if ends { PATIENCE } else { Duration::from_secs(1) };
                     life.core.tick(self.now, &mut answers);
                 }
             };
@@ -208,12 +212,12 @@ impl World {
         if !self.encrypted || life.keeps_removed {
             return Ok(());
         }
-        for (dir, name, bytes) in self.platter() {
+        for (dir, name) in self.disks.iter().flat_map(|disk| disk.files_with(SECRET)) {
             let index: Option<usize> = dir.strip_prefix('d').and_then(|number| number.parse().ok());
             let mut segments = index.into_iter().flat_map(|index| life.core.segments(index));
             let was_plain = |segment: &Segment| segment.incarnations.iter().any(|incarnation| !incarnation.encrypted);
             let counts = segments.any(|segment| slot_name(segment.slot) == name && was_plain(segment));
-            if !counts && contains(&bytes, SECRET) {
+            if !counts {
                 return Err(format!("plaintext of an event stays in {dir}/{name}, which was given back"));
             }
         }
@@ -311,9 +315,17 @@ impl World {
 
     /// Changes a file behind everybody's back.
     pub(in crate::durable::simulation) fn corrupt(&self, dir: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        let index = dir.strip_prefix('d').and_then(|number| number.parse().ok()).unwrap_or(0);
-        let disk: &SimDisk = &self.disks[index];
-        disk.corrupt(dir, name, change);
+        self.disk_of(dir).corrupt(dir, name, change);
+    }
+
+    /// Changes bits of one byte behind everybody's back.
+    pub(in crate::durable::simulation) fn flip(&self, dir: &str, name: &str, byte: usize, mask: u8) {
+        self.disk_of(dir).flip(dir, name, byte, mask);
+    }
+
+    fn disk_of(&self, dir: &str) -> &SimDisk {
+        let index: Option<usize> = dir.strip_prefix('d').and_then(|number| number.parse().ok());
+        &self.disks[index.unwrap_or(0)]
     }
 
     /// False when it does not open, or says which event it cannot read; otherwise all that was promised must be there.
