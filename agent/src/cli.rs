@@ -177,9 +177,10 @@ fn calibrate(dirs: &[PathBuf]) -> ExitCode {
     for dir in dirs {
         let own = dir.join(OWN_DIR);
         match channel::calibrate(&own, None) {
-            Ok(None) => {
-                say(&format!("{}: not measured: in memory, without direct I/O, or too little space is free", own.display()))
-            }
+            Ok(None) => say(&format!(
+                "{}: not measured: in memory, without direct I/O, or too little space is free",
+                own.display()
+            )),
             Ok(Some(measured)) => say(&format!(
                 "{}: {}, {} frames in flight: {} MiB/s with each write durable by itself, {} MiB/s with one flush for many; one \
                  durable page takes {} µs",
