@@ -9,6 +9,7 @@
 
 mod coverage;
 pub mod exhaustive;
+pub mod golden;
 mod model;
 pub mod mortal;
 mod plan;

@@ -43,10 +43,10 @@ use crate::ticket::Ticket;
 
 const PRODUCERS: usize = 3;
 /// So many keys are there at each start; rotations go round.
-const KEYS: u8 = 4;
+pub(super) const KEYS: u8 = 4;
 const CONSUMERS: usize = 2;
-const CHECKPOINTS: &str = "ckpt";
-const OWNER: &str = "sink";
+pub(super) const CHECKPOINTS: &str = "ckpt";
+pub(super) const OWNER: &str = "sink";
 const UNREADABLE: &str = "draining fails";
 /// Rounds in which a channel without faults must have finished everything.
 const ROUNDS_MAX: usize = 600;
@@ -477,7 +477,7 @@ impl World {
         Ok(())
     }
 
-    fn restart(&mut self, outcome: u16, seed: u16) {
+    pub(super) fn restart(&mut self, outcome: u16, seed: u16) {
         let (kind, outcome) = match outcome % 8 {
             0 | 1 => (FaultKind::Killed, DiskOutcome::ProcessKilled),
             2 => (FaultKind::CutNothingSurvives, DiskOutcome::Nothing),
@@ -512,7 +512,7 @@ impl World {
 }
 
 /// One of the keys of all histories.
-fn key_of(number: u8) -> ChannelKey {
+pub(super) fn key_of(number: u8) -> ChannelKey {
     ChannelKey::new(&format!("k{}", number + 1), [7 + number; 32]).expect("a fine key")
 }
 
