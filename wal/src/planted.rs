@@ -159,6 +159,8 @@ bugs! {
     WaitForStrangers,
     /// Settlements in a frame on its way to a disk that stalls wait for that disk.
     SettleWithTheStalled,
+    /// What was given to another log as well is not a fact when the frame that took so long is durable after all.
+    SayOnlyElsewhere,
     /// A disk that stalls counts as one that takes puts, so that they wait without end.
     TrustTheStalled,
 

@@ -224,7 +224,7 @@ impl Core {
         };
         if !start.lost.is_empty() {
             let settled = vec![SettledRuns { mark: Mark::Lost, reason: "damaged".to_owned(), runs: start.lost }];
-            core.states.push(PendingState { settled, notes: Vec::new(), sender: None });
+            core.states.push(PendingState { settled, notes: Vec::new(), sender: None, said_in: Vec::new() });
         }
         core
     }

@@ -3,7 +3,6 @@
 use wal::device::WriteSlot;
 use wal::format::section;
 use wal::frame_writer::{FrameWriter, Workbench};
-use wal::io::buffer::Buffer;
 use wal::log::Reservation;
 use wal::planted::{self, Bug};
 
@@ -68,6 +67,8 @@ pub(crate) struct PendingState {
     pub(crate) settled: Vec<SettledRuns>,
     pub(crate) notes: Vec<VersionedNote>,
     pub(crate) sender: Option<SettleSender>,
+    /// Frames that say it already, on their way to disks that take too long: the log, and the reservation.
+    pub(crate) said_in: Vec<(usize, u64)>,
 }
 
 /// Segments to give back, by ordinal.
@@ -101,14 +102,14 @@ impl Job {
 
     /// The frame in a buffer of its own.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn sealed(&self) -> std::io::Result<Buffer> {
-        let mut buffer = Buffer::zeroed(self.stored_len())?;
+    pub(crate) fn sealed(&self) -> std::io::Result<wal::io::buffer::Buffer> {
+        let mut buffer = wal::io::buffer::Buffer::zeroed(self.stored_len())?;
         self.seal(&mut buffer, &mut Workbench::default());
         Ok(buffer)
     }
 
     /// Makes of `buffer`, which is as long as the frame, the frame ready to write.
-    pub(crate) fn seal(&self, buffer: &mut Buffer, bench: &mut Workbench) {
+    pub(crate) fn seal(&self, buffer: &mut [u8], bench: &mut Workbench) {
         let Reservation { header, key, .. } = &self.reservation;
         let mut frame = FrameWriter::new(header, key.as_deref(), bench, buffer);
         frame.append(&self.sections);

@@ -416,7 +416,10 @@ impl Core {
         for range in job.voids {
             self.queue.void(range);
         }
-        for state in self.seats[job.log].riding.remove(&job.reservation.id).unwrap_or_default() {
+        let id = job.reservation.id;
+        let mut states = self.seats[job.log].riding.remove(&id).unwrap_or_default();
+        states.extend(self.said_by(job.log, id));
+        for state in states {
             for SettledRuns { mark, runs, .. } in &state.settled {
                 let count: u64 = runs.iter().map(|run| run.count()).sum();
                 match mark {

@@ -203,9 +203,28 @@ impl Core {
             let rides = !self.seats[index].riding.is_empty() && !self.seats[index].is_well(now);
             if rides && self.another_is_well(index, now) && !planted::is(Bug::SettleWithTheStalled) {
                 let riding = std::mem::take(&mut self.seats[index].riding);
-                self.states.extend(riding.into_values().flatten());
+                for (id, states) in riding {
+                    self.states.extend(states.into_iter().map(|mut state| {
+                        state.said_in.push((index, id));
+                        state
+                    }));
+                }
             }
         }
+    }
+
+    /// What was given to another log because this frame took so long, and is not durable there yet: now that this frame is, it
+    /// is a fact, and no checkpoint may vouch for the frame without it.
+    pub(super) fn said_by(&mut self, log: usize, id: u64) -> Vec<PendingState> {
+        if planted::is(Bug::SayOnlyElsewhere) {
+            return Vec::new();
+        }
+        let is_said = |state: &mut PendingState| state.said_in.contains(&(log, id));
+        let mut said: Vec<PendingState> = self.states.extract_if(.., is_said).collect();
+        for states in self.seats.iter_mut().flat_map(|seat| seat.riding.values_mut()) {
+            said.extend(states.extract_if(.., is_said));
+        }
+        said
     }
 
     /// When [`say_elsewhere`](Core::say_elsewhere) may have something to do.

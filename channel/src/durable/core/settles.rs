@@ -114,7 +114,7 @@ impl Core {
         if planted::is(Bug::AcknowledgeSettlementBeforeSync) {
             answers.extend(sender.take().map(|sender| Answer::Settle(sender, Ok(()))));
         }
-        self.states.push(PendingState { settled, notes, sender });
+        self.states.push(PendingState { settled, notes, sender, said_in: Vec::new() });
     }
 
     /// A note is durable. Frames of different logs may become so in any order; the latest version wins.
