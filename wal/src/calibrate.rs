@@ -76,7 +76,7 @@ pub fn write(
 ) -> io::Result<Measured> {
     if backend == Backend::Uring {
         Run::new(len, shape, time)?;
-        if let Ok(ring) = Ring::new(shape.depth, shape.block, durability) {
+        if let Ok(ring) = Ring::new(shape.depth, 2 * shape.depth * shape.block, durability) {
             return ring::write(file, len, shape, durability, time, ring);
         }
     }
@@ -95,7 +95,8 @@ fn write_with_threads(
     run.go(|done| {
         let mut block = noise(shape.block)?;
         loop {
-            let offset = run.next_offset(&mut block);
+            let (number, offset) = run.next();
+            stamp(&mut block, number);
             let begin = Instant::now();
             match durability {
                 Durability::PerWrite => {
@@ -229,10 +230,10 @@ impl Run {
     }
 
     /// The next place, with bytes that were not there before: some disks write nothing when nothing changes.
-    fn next_offset(&self, block: &mut Buffer) -> u64 {
+    /// The number of the next block, and its place.
+    fn next(&self) -> (u64, u64) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        stamp(block, number);
-        number % self.blocks * self.shape.block as u64
+        (number, number % self.blocks * self.shape.block as u64)
     }
 
     fn is_over(&self) -> bool {
@@ -276,7 +277,7 @@ fn noise(len: usize) -> io::Result<Buffer> {
     Ok(buffer)
 }
 
-fn make_noise(block: &mut Buffer) {
+fn make_noise(block: &mut [u8]) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for word in block.chunks_exact_mut(8) {
         state ^= state << 13;
@@ -287,7 +288,7 @@ fn make_noise(block: &mut Buffer) {
 }
 
 /// Makes each page of `block` another one than before.
-fn stamp(block: &mut Buffer, number: u64) {
+fn stamp(block: &mut [u8], number: u64) {
     for page in block.chunks_mut(PAGE) {
         page[..8].copy_from_slice(&number.to_le_bytes());
     }

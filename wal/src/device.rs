@@ -1,14 +1,14 @@
 //! Flush domains: what fails together and what may be in flight together.
 //!
 //! A [`Device`] is opened once per process and passed in; all directories and channels on one block device share it.
-//! It promises two things: no more than `depth` writes are in flight, overlapping only when enough waits; and once a
+//! It promises two things: no more than a few frames are under way, one beside others only when enough waits; and once a
 //! write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::io::uring::Alarm;
-use crate::limits::OVERLAP_MIN;
+use crate::limits::{FRAMES_AHEAD, OVERLAP_MIN};
 use crate::tuning::Tuning;
 
 #[derive(Debug, Default)]
@@ -85,7 +85,7 @@ impl Signal {
 
 #[derive(Debug, Default)]
 struct State {
-    writes: usize,
+    frames: usize,
     epoch: u64,
     failure: Option<String>,
     /// Who was refused a slot because others had them all.
@@ -97,25 +97,32 @@ struct State {
 pub struct Device {
     name: String,
     tuning: Tuning,
+    /// Frames under way: written, or made and waiting for a write to end.
+    frames_max: usize,
     /// While a write is in flight another one starts only when this many bytes wait.
     overlap_min: usize,
     state: Mutex<State>,
 }
 
 impl Device {
+    /// A device with `depth` writes in flight, and a frame in each.
     pub fn new(name: impl Into<String>, depth: usize) -> Arc<Device> {
-        Device::tuned(name, Tuning { depth, ..Tuning::default() })
+        Device::with_overlap(name, Tuning { depth, ..Tuning::default() }, OVERLAP_MIN)
     }
 
-    /// A device that is written as is best for it.
+    /// A device that is written as is best for it, with frames made ahead for the next write.
     pub fn tuned(name: impl Into<String>, tuning: Tuning) -> Arc<Device> {
-        Device::with_overlap(name, tuning, OVERLAP_MIN)
+        Device::make(name.into(), tuning, tuning.depth + FRAMES_AHEAD, OVERLAP_MIN)
     }
 
-    /// A device on which another write starts beside one in flight as soon as `overlap_min` bytes wait.
+    /// A device on which another write, of one frame, starts beside one in flight as soon as `overlap_min` bytes wait.
     pub fn with_overlap(name: impl Into<String>, tuning: Tuning, overlap_min: usize) -> Arc<Device> {
+        Device::make(name.into(), tuning, tuning.depth, overlap_min)
+    }
+
+    fn make(name: String, tuning: Tuning, frames_max: usize, overlap_min: usize) -> Arc<Device> {
         assert!(tuning.depth > 0, "a device takes at least one write at a time");
-        Arc::new(Device { name: name.into(), tuning, overlap_min, state: Mutex::default() })
+        Arc::new(Device { name, tuning, frames_max, overlap_min, state: Mutex::default() })
     }
 
     pub fn name(&self) -> &str {
@@ -126,18 +133,18 @@ impl Device {
         self.tuning
     }
 
-    /// A slot for one write, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
+    /// A slot for one frame, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
     /// once a slot comes free.
     pub fn try_start(self: &Arc<Device>, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
-        if state.writes >= self.tuning.depth || (state.writes > 0 && waiting < self.overlap_min) {
+        if state.frames >= self.frames_max || (state.frames > 0 && waiting < self.overlap_min) {
             let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
             if !state.refused.iter().any(known) {
                 state.refused.push(Arc::downgrade(signal));
             }
             return None;
         }
-        state.writes += 1;
+        state.frames += 1;
         Some(WriteSlot { device: Arc::clone(self) })
     }
 
@@ -170,7 +177,7 @@ impl Device {
     }
 }
 
-/// The right to have one write in flight; given back when dropped.
+/// The right to have one frame under way; given back when dropped.
 #[derive(Debug)]
 pub struct WriteSlot {
     device: Arc<Device>,
@@ -180,7 +187,7 @@ impl Drop for WriteSlot {
     fn drop(&mut self) {
         let refused = {
             let mut state = self.device.lock();
-            state.writes -= 1;
+            state.frames -= 1;
             std::mem::take(&mut state.refused)
         };
         for signal in refused.iter().filter_map(Weak::upgrade) {

@@ -32,8 +32,14 @@ pub const FRAME_MAX: usize = 32 << 20;
 /// Bytes of one log that may be in flight at once. Recovery looks for whole frames beyond a torn one this far.
 pub const IN_FLIGHT_MAX: u64 = 2 * FRAME_MAX as u64;
 
-/// Writes in flight on one device: queue depth, not the system call, buys throughput.
-pub const DEPTH_DEFAULT: usize = 4;
+/// Writes of one log in flight where nobody has measured: one on the disk, one behind it, one on its way back.
+pub const DEPTH_DEFAULT: usize = 3;
+
+/// Frames that are made while the disk is busy, to be written together when it is free: as much as one write takes.
+pub const FRAMES_AHEAD: usize = 4;
+
+/// What lies one behind the other is written together up to this.
+pub const WRITE_MAX: usize = FRAMES_AHEAD * FRAME_TARGET;
 
 /// While a write is in flight another one starts only when this much waits: otherwise frames stay tiny.
 pub const OVERLAP_MIN: usize = 64 << 10;

@@ -13,13 +13,13 @@ use crate::checksum::crc32c;
 use crate::flushes::Durability;
 use crate::io::real::{Backend, RealDir};
 use crate::io::{Dir, File, durable, host};
-use crate::limits::{DEPTH_DEFAULT, FRAME_TARGET, PAGE};
+use crate::limits::{DEPTH_DEFAULT, PAGE, pages};
 
 /// How frames are written to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     pub durability: Durability,
-    /// Frames that are not yet durable, at most: 1 to [`DEPTH_MAX`].
+    /// Writes of one log in flight, each of one frame or more: 1 to [`DEPTH_MAX`].
     pub depth: usize,
 }
 
@@ -50,8 +50,9 @@ const FILE: &str = "calibrate.new";
 const FILE_LEN: u64 = 16 << 20;
 /// A disk that has less to spare than so many times that is not measured.
 const SPARE_FILES: u64 = 8;
-/// One frame is made while another is written, so that one at a time is never best.
-const DEPTHS: [usize; 3] = [2, 4, 8];
+/// While a write is on the disk another one waits for it, and the answer to a third is on its way: fewer leave the disk idle,
+/// which these measurements, whose writer has nothing else to do, do not show.
+const DEPTHS: [usize; 3] = [3, 4, 8];
 /// Bytes on their way, however many writes they are: what a busy channel has, so that more depth means shorter frames.
 const IN_FLIGHT: usize = 1 << 20;
 const ROUNDS: usize = 3;
@@ -103,7 +104,7 @@ fn measure_file(file: &Arc<dyn File>, backend: Backend) -> io::Result<(Rates, Du
     for _ in 0..ROUNDS {
         // In turns, so that a bad moment of the machine is one of all.
         for (Tuning { durability, depth }, seen) in &mut rates {
-            let shape = Shape { block: (IN_FLIGHT / *depth).min(FRAME_TARGET), depth: *depth };
+            let shape = Shape { block: pages(IN_FLIGHT / *depth), depth: *depth };
             seen.push(calibrate::write(file, FILE_LEN, shape, *durability, TIME, backend)?.bytes_per_second());
         }
     }
@@ -149,7 +150,7 @@ mod tests {
         let shared_flush = |depth| Tuning { durability: Durability::SharedFlush, depth };
         for (measured, expected) in [
             (rates([1.0, 2.0, 2.05], [1.0, 2.0, 2.0]), per_write(4)),
-            (rates([2.0, 2.0, 2.0], [0.0, 0.0, 0.0]), per_write(2)),
+            (rates([2.0, 2.0, 2.0], [0.0, 0.0, 0.0]), per_write(3)),
             (rates([1.0, 2.0, 3.0], [3.2, 3.2, 3.2]), per_write(8)),
             (rates([1.0, 2.0, 3.0], [2.0, 3.4, 3.5]), shared_flush(4)),
             (Vec::new(), Tuning::default()),

@@ -125,11 +125,14 @@ fn produce(
         let first = gap * index as f64;
         (first, gap * f64::from(arguments.producers))
     });
-    for batch in batches.iter().cycle() {
+    // A source has the next batch while the last one is written.
+    let mut prepared = batches.iter().cycle();
+    let mut prepare = || shared.generator.own(|| prepared.next().cloned().unwrap_or_default());
+    let mut events = prepare();
+    loop {
         if shared.is(OVER) {
             break;
         }
-        let events = shared.generator.own(|| batch.clone());
         while let Some(lag) = arguments.max_lag
             && shared.put.load(Ordering::Relaxed).saturating_sub(shared.taken.load(Ordering::Relaxed)) > lag
             && !shared.is(OVER)
@@ -146,7 +149,9 @@ fn produce(
             }
         };
         let measured = shared.is(MEASURED);
-        let result = producer.put(events).wait();
+        let ticket = producer.put(events);
+        events = prepare();
+        let result = ticket.wait();
         let latency = sent.elapsed();
         if let Err(error) = result {
             shared.fail(error);

@@ -1,7 +1,9 @@
 //! The threads that write frames: one with a ring for each log, or, where io_uring is denied or not wanted, one for each
 //! write in flight.
 //!
-//! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended. Where one flush makes
+//! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended. The ring seals what
+//! comes while the disk is busy, and writes together what has piled up when it is free: the frames stay small and the
+//! writes become large. Where one flush makes
 //! many writes durable, a write has ended when the flush that covers it has: `wal::flushes` says which.
 
 use std::collections::BTreeMap;
@@ -20,7 +22,9 @@ use wal::tuning::Tuning;
 use super::job::Job;
 use super::shell::{Role, Shared, wall_ms};
 
-/// Bytes of a frame buffer, one for each write in flight; longer frames bring their own.
+/// Memory of a ring, for the frames in flight and those that are made meanwhile; what finds no room brings its own.
+const RING_MEMORY: usize = 16 * FRAME_TARGET;
+/// Bytes of a frame buffer, one for each thread that writes; longer frames bring their own.
 const FRAME_BUFFER: usize = FRAME_TARGET * 2;
 
 /// Starts what writes one log.
@@ -35,7 +39,7 @@ pub(super) fn spawn(
         let (began, begins) = mpsc::channel();
         let owner = Arc::clone(shared);
         // A ring belongs to the thread that makes it.
-        let run = move || match Ring::new(depth, FRAME_BUFFER, durability) {
+        let run = move || match Ring::new(depth, RING_MEMORY, durability) {
             Ok(ring) => {
                 owner.writes[index].wakes(ring.alarm());
                 let _somebody_listens = began.send(None);
@@ -95,16 +99,18 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring, durability: Durabili
     let mut flushes = Flushes::default();
     loop {
         let seen = signal.count();
-        while let Some((job, _)) = next_job(shared, index) {
-            let (id, file) = (job.reservation.id, Arc::clone(&job.reservation.file));
-            match ring.buffer(job.stored_len()) {
-                Ok(mut frame) => {
-                    job.seal(&mut frame, &mut bench);
-                    ring.write(id, &file, frame, job.reservation.header.offset);
+        while written.is_empty()
+            && let Some((job, _)) = next_job(shared, index)
+        {
+            let (id, file, offset) = (job.reservation.id, &job.reservation.file, job.reservation.header.offset);
+            match ring.write(id, file, offset, job.stored_len(), |frame| job.seal(frame, &mut bench)) {
+                Ok(()) => {
                     flying.insert(id, job);
                 }
                 Err(error) => ended(shared, [(job, Err(error))]),
             }
+            // What waits for the disk goes there before more is made.
+            ring.look(&mut written);
         }
         if flying.is_empty() && shared.is_stopping() {
             return;
@@ -112,7 +118,9 @@ fn ring_loop(shared: &Shared, index: usize, mut ring: Ring, durability: Durabili
         if let Some(file) = flushes.begin() {
             ring.flush(file);
         }
-        if let Err(error) = ring.wait(&mut written, || signal.count() == seen) {
+        if written.is_empty()
+            && let Err(error) = ring.wait(&mut written, || signal.count() == seen)
+        {
             // What is in flight is of unknown outcome for good. Who waits for it hears that it is closed, with this thread's
             // jobs; the log owes an answer for ever, so that others are used instead.
             tracing::error!(dir = shared.dirs[index].name(), %error, "the ring of a disk is lost; restart to use it again");

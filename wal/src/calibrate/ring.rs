@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Durability, Measured, Run, Shape, make_noise};
+use super::{Durability, Measured, Run, Shape, make_noise, stamp};
 use crate::flushes::Flushes;
 use crate::io::File;
 use crate::io::uring::{Ring, Written};
@@ -23,14 +23,16 @@ pub(super) fn write(
     let (mut flushes, mut token) = (Flushes::default(), 0);
     loop {
         while begun.len() < shape.depth && !run.is_over() {
-            let mut block = ring.buffer(shape.block)?;
-            if token < shape.depth as u64 {
-                // Its memory comes back for the later ones.
-                make_noise(&mut block);
-            }
-            let offset = run.next_offset(&mut block);
+            let (number, offset) = run.next();
+            let make = |block: &mut [u8]| {
+                if token < 2 * shape.depth as u64 {
+                    // Its memory comes back for the later ones.
+                    make_noise(block);
+                }
+                stamp(block, number);
+            };
             begun.insert(token, Instant::now());
-            ring.write(token, file, block, offset);
+            ring.write(token, file, offset, shape.block, make)?;
             token += 1;
         }
         if let Some(file) = flushes.begin() {

@@ -15,9 +15,6 @@ const MAP_FROM: usize = 128 << 10;
 pub struct Buffer {
     memory: Memory,
     len: usize,
-    /// The ring that has mapped this very memory into the kernel, and the index there. Another buffer may later have the
-    /// same address, and other pages.
-    pub(super) mapped: Option<(u64, u16)>,
 }
 
 enum Memory {
@@ -40,7 +37,24 @@ impl Buffer {
             let offset = bytes.as_ptr().align_offset(PAGE);
             Memory::Heap { bytes, offset }
         };
-        Ok(Buffer { memory, len, mapped: None })
+        Ok(Buffer { memory, len })
+    }
+
+    /// A zeroed buffer whose pages are as few and as large as the machine can have them: a disk is told where each one is,
+    /// and takes only so many (a virtio disk 256) at a time.
+    pub(super) fn in_large_pages(len: usize) -> io::Result<Buffer> {
+        let buffer = Buffer::zeroed(len)?;
+        #[cfg(target_os = "linux")]
+        if let Memory::Map(map) = &buffer.memory
+            && let Err(error) = map.advise(memmap2::Advice::HugePage)
+        {
+            tracing::debug!(%error, "memory in small pages");
+        }
+        Ok(buffer)
+    }
+
+    pub(super) fn empty() -> Buffer {
+        Buffer { memory: Memory::Heap { bytes: vec![0; PAGE], offset: 0 }, len: 0 }
     }
 
     pub fn capacity(&self) -> usize {

@@ -3,6 +3,7 @@
 //! Promises that the rest of the crate can run on a real file system (`real`) or on a simulated one (`sim`) without
 //! knowing which. Creation in the one safe order is in `durable`; nothing else renames or creates files of the log.
 
+mod arena;
 pub mod buffer;
 pub mod durable;
 pub mod host;

@@ -1,36 +1,39 @@
 //! Durable writes through io_uring: many in flight from one thread, none of which blocks it.
 //!
-//! Promises that a write is reported once and only after the kernel is done with its bytes, that the rest of a short write
+//! No more than `depth` writes are in flight; what comes meanwhile waits, and becomes one write where it lies one behind the
+//! other. Promises that each is reported once and only after the kernel is done with its bytes, that the rest of a short write
 //! is written with the same bytes at its place, and that memory outlives every write in it. It gives no order: that is the
 //! log's. Files are not registered with the ring: it would keep them open, and the space of a removed segment would not
 //! come back. A ring that the kernel denies is an error of [`Ring::new`], and the caller writes with threads instead.
 //!
 //! ```text
-//! write ─► submission ─► kernel ─► completion ─► wait ─► Written          Alarm::ring ─► eventfd ─► wait returns
+//! write ─► waiting ─► submission ─► kernel ─► completion ─► wait ─► Written      Alarm::ring ─► eventfd ─► wait returns
 //! ```
 
 #![expect(unsafe_code, reason = "the kernel is given addresses; each block says why they stay valid")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
+use super::arena::Arena;
 use super::buffer::Buffer;
 use crate::flushes::Durability;
+use crate::limits::WRITE_MAX;
 use crate::planted::{self, Bug};
 
 /// The completion that says that somebody rang, and not which write is done.
 const RUNG: u64 = u64::MAX;
 /// The completion of a flush.
 const FLUSHED: u64 = u64::MAX - 1;
-
-static RINGS: AtomicU64 = AtomicU64::new(0);
 
 /// Wakes the thread that waits in [`Ring::wait`], and costs nothing while it is awake.
 #[derive(Debug)]
@@ -57,10 +60,20 @@ pub struct Written {
     pub result: io::Result<()>,
 }
 
+/// The bytes of a write.
+enum Bytes {
+    /// In the ring's memory, one behind the other from the first of these places on.
+    Placed(Vec<usize>),
+    /// More than was free there.
+    Own(Buffer),
+}
+
+/// One write: a frame, or several that lie one behind the other.
 struct Flight {
-    token: u64,
+    tokens: Vec<u64>,
     file: Arc<dyn File>,
-    frame: Buffer,
+    bytes: Bytes,
+    len: usize,
     offset: u64,
     done: usize,
 }
@@ -70,67 +83,63 @@ pub struct Ring {
     ring: IoUring,
     /// By slot; a completion names its slot.
     flights: Vec<Option<Flight>>,
-    /// Frame buffers that are not in use.
-    spare: Vec<Buffer>,
-    frame_capacity: usize,
+    /// Writes that the kernel does not have yet, in order.
+    waiting: VecDeque<Flight>,
+    memory: Buffer,
+    places: Arena,
+    /// The memory is mapped into the kernel.
+    is_mapped: bool,
     durability: Durability,
     /// The file of the flush that is under way.
     flushing: Option<Arc<dyn File>>,
-    /// Marks the buffers that are mapped into this ring and no other.
-    id: u64,
     alarm: Arc<Alarm>,
     /// The kernel watches the alarm.
     armed: bool,
 }
 
 impl Ring {
-    /// A ring for `depth` writes at once, with a buffer of `frame_capacity` bytes for each. Whether its writes are durable
-    /// when they end, or after a [`flush`](Ring::flush), `durability` says. An error means that the kernel has no io_uring,
-    /// or denies it here.
-    pub fn new(depth: usize, frame_capacity: usize, durability: Durability) -> io::Result<Ring> {
+    /// A ring that has `depth` writes in flight at once, with memory of `capacity` bytes for them and for those that wait.
+    /// Whether its writes are durable when they end, or after a [`flush`](Ring::flush), `durability` says. An error means
+    /// that the kernel has no io_uring, or denies it here.
+    pub fn new(depth: usize, capacity: usize, durability: Durability) -> io::Result<Ring> {
         // The alarm and a flush have entries of their own.
         let entries = u32::try_from((depth + 2).next_power_of_two()).map_err(io::Error::other)?;
         // One thread submits and reaps, so completions need interrupt nobody; kernels before 6.1 do not know that yet.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(entries)
             .or_else(|_| IoUring::builder().build(entries))?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let alarm = Arc::new(Alarm { asleep: AtomicBool::new(false), event });
-        let mut spare = Vec::with_capacity(depth);
-        for _ in 0..depth {
-            spare.push(Buffer::zeroed(frame_capacity)?);
-        }
-        let id = RINGS.fetch_add(1, Ordering::Relaxed);
-        let maps: Vec<libc::iovec> = spare
-            .iter_mut()
-            .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() })
-            .collect();
-        // SAFETY: the kernel pins these pages until the ring is closed, whatever becomes of the buffers. Only a buffer that
-        // has the mark is written from them, and the mark goes with the memory.
-        match unsafe { ring.submitter().register_buffers(&maps) } {
-            Ok(()) => (0..).zip(&mut spare).for_each(|(index, buffer)| buffer.mapped = Some((id, index))),
-            // The limit of locked memory is small: the kernel maps the buffers for each write then.
-            Err(error) => tracing::debug!(%error, "io_uring without registered buffers"),
-        }
-        let flights = (0..depth).map(|_| None).collect();
-        let (flushing, armed) = (None, false);
-        Ok(Ring { ring, flights, spare, frame_capacity, durability, flushing, id, alarm, armed })
+        let mut memory = Buffer::in_large_pages(capacity)?;
+        let map = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.capacity() };
+        // SAFETY: the kernel pins these pages until the ring is closed, whatever becomes of the memory.
+        let is_mapped = match unsafe { ring.submitter().register_buffers(&[map]) } {
+            Ok(()) => true,
+            // The limit of locked memory is small: the kernel maps the pages for each write then.
+            Err(error) => {
+                tracing::debug!(%error, "io_uring without registered memory");
+                false
+            }
+        };
+        Ok(Ring {
+            ring,
+            flights: (0..depth).map(|_| None).collect(),
+            waiting: VecDeque::new(),
+            places: Arena::new(memory.capacity()),
+            memory,
+            is_mapped,
+            durability,
+            flushing: None,
+            alarm,
+            armed: false,
+        })
     }
 
     pub fn alarm(&self) -> Arc<Alarm> {
         Arc::clone(&self.alarm)
-    }
-
-    /// A buffer for a frame of `len` bytes, with anything in it.
-    pub fn buffer(&mut self, len: usize) -> io::Result<Buffer> {
-        if len > self.frame_capacity {
-            return Buffer::zeroed(len);
-        }
-        let mut buffer = self.spare.pop().map_or_else(|| Buffer::zeroed(self.frame_capacity), Ok)?;
-        buffer.set_len(len);
-        Ok(buffer)
     }
 
     /// Writes and flushes that have not ended.
@@ -156,23 +165,80 @@ impl Ring {
         self.submit();
     }
 
-    /// Starts a write whose end [`wait`](Ring::wait) reports under `token`; durable if it went well and each write is by
-    /// itself. The file must have a descriptor; direct I/O wants `offset` and length in whole pages.
-    ///
-    /// # Panics
-    /// When more than `depth` writes are in flight: the device's slots are fewer.
-    pub fn write(&mut self, token: u64, file: &Arc<dyn File>, frame: Buffer, offset: u64) {
-        let slot = self.flights.iter().position(Option::is_none).expect("no more writes than the depth");
-        self.flights[slot] = Some(Flight { token, file: Arc::clone(file), frame, offset, done: 0 });
-        self.push(slot);
-        self.submit();
+    /// Has `make` fill `len` bytes, which have anything in them, and writes them at `offset` of the file: at once, or after an
+    /// earlier write has ended, together with what else waits before and behind them. [`wait`](Ring::wait) reports the end
+    /// under `token`; durable if it went well and each write is by itself. The file must have a descriptor; direct I/O wants
+    /// `offset` and `len` in whole pages.
+    pub fn write(
+        &mut self,
+        token: u64,
+        file: &Arc<dyn File>,
+        offset: u64,
+        len: usize,
+        make: impl FnOnce(&mut [u8]),
+    ) -> io::Result<()> {
+        let bytes = if let Some(place) = self.places.take(len) {
+            // SAFETY: the place is inside of the memory, and nobody else has it until it comes back.
+            make(unsafe { slice::from_raw_parts_mut(self.memory.as_mut_ptr().add(place), len) });
+            Bytes::Placed(vec![place])
+        } else {
+            let mut own = Buffer::zeroed(len)?;
+            make(&mut own);
+            Bytes::Own(own)
+        };
+        let flight = Flight { tokens: vec![token], file: Arc::clone(file), bytes, len, offset, done: 0 };
+        if let Err(flight) = self.join_last(flight) {
+            self.waiting.push_back(flight);
+        }
+        self.launch();
+        Ok(())
+    }
+
+    /// Makes one write of the last one that waits and of what lies behind it, in the file and in memory.
+    fn join_last(&mut self, flight: Flight) -> Result<(), Flight> {
+        let Some(last) = self.waiting.back_mut() else { return Err(flight) };
+        let (Bytes::Placed(places), Bytes::Placed(behind)) = (&mut last.bytes, &flight.bytes) else {
+            return Err(flight);
+        };
+        let follows = places[0] + last.len == behind[0] && last.offset + last.len as u64 == flight.offset;
+        if !follows || !Arc::ptr_eq(&last.file, &flight.file) || last.len + flight.len > WRITE_MAX {
+            return Err(flight);
+        }
+        places.extend(behind);
+        last.tokens.extend(flight.tokens);
+        last.len += flight.len;
+        Ok(())
+    }
+
+    /// Gives the kernel as many of the writes that wait as the depth allows.
+    fn launch(&mut self) {
+        let mut launched = false;
+        while let Some(slot) = self.flights.iter().position(Option::is_none)
+            && let Some(flight) = self.waiting.pop_front()
+        {
+            self.flights[slot] = Some(flight);
+            self.push(slot);
+            launched = true;
+        }
+        if launched {
+            self.submit();
+        }
+    }
+
+    /// Appends writes that have ended, without sleeping.
+    pub fn look(&mut self, written: &mut Vec<Written>) {
+        // The kernel shows what has ended when it is entered, and says by this that there is something to show.
+        if self.ring.submission().taskrun() {
+            self.submit();
+        }
+        self.reap(written);
     }
 
     /// Appends writes that have ended. While there are none it sleeps until one ends or the [`Alarm`] rings, unless
     /// `is_idle`, which is asked after the alarm was set, finds something to do. An error means that the ring is lost.
     pub fn wait(&mut self, written: &mut Vec<Written>, is_idle: impl FnOnce() -> bool) -> io::Result<()> {
         let before = written.len();
-        self.reap(written);
+        self.look(written);
         if written.len() > before {
             return Ok(());
         }
@@ -193,23 +259,26 @@ impl Ring {
     fn push(&mut self, slot: usize) {
         let flight = self.flights[slot].as_ref().expect("a flight is pushed while it is there");
         let file = types::Fd(flight.file.descriptor().expect("a file with a descriptor").as_raw_fd());
-        let rest = &flight.frame[flight.done..];
-        let length = u32::try_from(rest.len()).expect("a frame is far below 4 GiB");
+        let length = u32::try_from(flight.len - flight.done).expect("a write is far below 4 GiB");
         let offset = flight.offset + flight.done as u64;
         let by_itself = self.durability == Durability::PerWrite && !planted::is(Bug::SkipDataSync);
         let flags = if by_itself { libc::RWF_DSYNC } else { 0 };
-        let write = match flight.frame.mapped.filter(|(ring, _)| *ring == self.id) {
-            Some((_, index)) => {
-                opcode::WriteFixed::new(file, rest.as_ptr(), length, index).offset(offset).rw_flags(flags).build()
-            }
-            None => opcode::Write::new(file, rest.as_ptr(), length).offset(offset).rw_flags(flags).build(),
+        let (bytes, is_mapped) = match &flight.bytes {
+            Bytes::Placed(places) => (&self.memory[places[0]..], self.is_mapped),
+            Bytes::Own(own) => (&own[..], false),
+        };
+        let bytes = bytes[flight.done..].as_ptr();
+        let write = if is_mapped {
+            opcode::WriteFixed::new(file, bytes, length, 0).offset(offset).rw_flags(flags).build()
+        } else {
+            opcode::Write::new(file, bytes, length).offset(offset).rw_flags(flags).build()
         };
         self.enqueue(&write.user_data(slot as u64));
     }
 
     fn enqueue(&mut self, entry: &squeue::Entry) {
-        // SAFETY: the entry points into the buffer of a flight, and at its file's descriptor, or at that of the flush. They
-        // stay in `flights` and `flushing` until the completion is reaped; `drop` waits for those that are left, or leaks them.
+        // SAFETY: the entry points into the bytes of a flight, and at its file's descriptor, or at that of the flush. They stay
+        // in `memory`, `flights` and `flushing` until the completion is reaped; `drop` waits for those that are left, or leaks them.
         unsafe { self.ring.submission().push(entry) }.expect("entries for all flights, a flush and the alarm");
     }
 
@@ -242,15 +311,14 @@ impl Ring {
             let slot = data as usize;
             let flight = self.flights[slot].as_mut().expect("a completion of a flight");
             let outcome = match usize::try_from(result) {
-                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                // Nothing was written, and there is nothing that says why.
+                Ok(0) => Err(libc::EIO),
                 Ok(count) => {
                     flight.done += count;
-                    Ok(flight.done == flight.frame.len())
+                    Ok(flight.done == flight.len)
                 }
-                Err(_) => match io::Error::from_raw_os_error(-result) {
-                    error if is_passing(&error) => Ok(false),
-                    error => Err(error),
-                },
+                Err(_) if is_passing(&io::Error::from_raw_os_error(-result)) => Ok(false),
+                Err(_) => Err(-result),
             };
             // Only the rest of a short write is written again, with the same bytes: its nonce is not used twice.
             if let Ok(false) = outcome {
@@ -259,14 +327,16 @@ impl Ring {
                 continue;
             }
             let flight = self.flights[slot].take().expect("just seen");
-            if flight.frame.capacity() == self.frame_capacity && self.spare.len() < self.flights.len() {
-                self.spare.push(flight.frame);
+            if let Bytes::Placed(places) = flight.bytes {
+                places.into_iter().for_each(|place| self.places.give_back(place));
             }
-            written.push(Written { token: Some(flight.token), result: outcome.map(drop) });
+            let result = || outcome.map(drop).map_err(io::Error::from_raw_os_error);
+            written.extend(flight.tokens.into_iter().map(|token| Written { token: Some(token), result: result() }));
         }
         if again {
             self.submit();
         }
+        self.launch();
     }
 }
 
@@ -278,11 +348,13 @@ fn is_passing(error: &io::Error) -> bool {
 impl Drop for Ring {
     fn drop(&mut self) {
         let mut written = Vec::new();
+        self.waiting.clear();
         while self.in_flight() > 0 {
             match self.ring.submit_and_wait(1) {
                 Err(error) if !is_passing(&error) => {
                     // The kernel may still write from them.
-                    mem::forget((mem::take(&mut self.flights), self.flushing.take()));
+                    let memory = mem::replace(&mut self.memory, Buffer::empty());
+                    mem::forget((memory, mem::take(&mut self.flights), self.flushing.take()));
                     return;
                 }
                 _ => self.reap(&mut written),
@@ -300,10 +372,8 @@ mod tests {
     use crate::io::real::{Backend, RealDir};
     use crate::limits::PAGE;
 
-    fn filled(ring: &mut Ring, byte: u8, pages: usize) -> Buffer {
-        let mut frame = ring.buffer(pages * PAGE).unwrap();
-        frame.fill(byte);
-        frame
+    fn write(ring: &mut Ring, token: u64, file: &Arc<dyn File>, offset: u64, pages: usize) {
+        ring.write(token, file, offset, pages * PAGE, |bytes| bytes.fill(token as u8)).unwrap();
     }
 
     fn wait_for(ring: &mut Ring, count: usize) -> Vec<Written> {
@@ -323,11 +393,10 @@ mod tests {
             println!("SKIPPED: io_uring is denied here");
             return;
         };
-        // The third is longer than a registered buffer.
+        // The third is longer than the ring's memory.
         let mut offset = 0;
         for (token, pages) in [(10, 1), (11, 2), (12, 9), (13, 1)] {
-            let frame = filled(&mut ring, token as u8, pages);
-            ring.write(token, &file, frame, offset);
+            write(&mut ring, token, &file, offset, pages);
             offset += (pages * PAGE) as u64;
         }
         let mut written = wait_for(&mut ring, 4);
@@ -342,6 +411,37 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_while_the_depth_is_reached_is_written_together() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = RealDir::open_or_create(scratch.path(), Some(Backend::Direct)).unwrap();
+        let (file, other) = (dir.create("a").unwrap(), dir.create("b").unwrap());
+        let Ok(mut ring) = Ring::new(1, 8 * PAGE, Durability::PerWrite) else {
+            println!("SKIPPED: io_uring is denied here");
+            return;
+        };
+        let pages = |numbers: std::ops::Range<u64>| numbers.map(|number| number * PAGE as u64);
+        for (token, offset) in pages(0..4).enumerate() {
+            write(&mut ring, token as u64, &file, offset, 1);
+        }
+        // Of another file, and behind a gap.
+        write(&mut ring, 4, &other, 0, 1);
+        write(&mut ring, 5, &other, 2 * PAGE as u64, 1);
+        assert_eq!(
+            ring.waiting.iter().map(|flight| flight.tokens.clone()).collect::<Vec<_>>(),
+            [vec![1, 2, 3], vec![4], vec![5]]
+        );
+        let written = wait_for(&mut ring, 6);
+        assert!(written.iter().all(|written| written.result.is_ok()), "{written:?}");
+        let tokens: Vec<u64> = written.iter().filter_map(|written| written.token).collect();
+        assert_eq!(tokens, [0, 1, 2, 3, 4, 5]);
+        let mut bytes = Buffer::zeroed(4 * PAGE).unwrap();
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 4 * PAGE);
+        assert!((0_u8..).zip(bytes.chunks(PAGE)).all(|(token, page)| page.iter().all(|byte| *byte == token)));
+        // All memory is free again.
+        assert_eq!(ring.places.take(8 * PAGE), Some(0));
+    }
+
+    #[test]
     fn a_write_that_fails_says_why_and_the_next_one_goes_on() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = RealDir::open_or_create(scratch.path(), Some(Backend::Direct)).unwrap();
@@ -352,12 +452,10 @@ mod tests {
             println!("SKIPPED: io_uring is denied here");
             return;
         };
-        let frame = filled(&mut ring, 1, 1);
-        ring.write(1, &read_only, frame, 0);
+        write(&mut ring, 1, &read_only, 0, 1);
         let failed = wait_for(&mut ring, 1).remove(0);
         assert_eq!(failed.result.unwrap_err().raw_os_error(), Some(libc::EBADF));
-        let frame = filled(&mut ring, 2, 1);
-        ring.write(2, &file, frame, 0);
+        write(&mut ring, 2, &file, 0, 1);
         assert!(wait_for(&mut ring, 1).remove(0).result.is_ok());
     }
 
@@ -370,12 +468,10 @@ mod tests {
             println!("SKIPPED: io_uring is denied here");
             return;
         };
-        let frame = filled(&mut ring, 1, 1);
-        ring.write(1, &file, frame, 0);
+        write(&mut ring, 1, &file, 0, 1);
         assert_eq!(wait_for(&mut ring, 1)[0].token, Some(1));
-        let frame = filled(&mut ring, 2, 1);
         ring.flush(Arc::clone(&file));
-        ring.write(2, &file, frame, PAGE as u64);
+        write(&mut ring, 2, &file, PAGE as u64, 1);
         let mut ended: Vec<_> = wait_for(&mut ring, 2).into_iter().map(|written| written.token).collect();
         ended.sort_unstable();
         assert_eq!((ended, ring.in_flight()), (vec![None, Some(2)], 0));

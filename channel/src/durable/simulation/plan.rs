@@ -6,6 +6,7 @@
 use std::fmt;
 
 use wal::io::sim::Rng;
+use wal::limits::{DEPTH_DEFAULT, FRAMES_AHEAD};
 
 /// The world of a simulation and all that happens in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +128,7 @@ impl Plan {
             dirs: 1 + rng.below(4) as usize,
             encrypted: rng.chance(2),
             segment_pages: 3 + rng.below(if small { 4 } else { 14 }),
-            depth: 1 + rng.below(4) as usize,
+            depth: 1 + rng.below((DEPTH_DEFAULT + FRAMES_AHEAD) as u64) as usize,
             overlap: rng.chance(2),
             one_device: rng.chance(3),
             hot_tail: if rng.chance(3) { 100 } else { 2000 },
