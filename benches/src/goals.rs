@@ -90,15 +90,20 @@ fn round(arguments: &Arguments, raw: &Raw<'_>, sheet: &mut Sheet) -> Result<(), 
     let cpu_per_gib = |outcome: &Outcome| outcome.reading.cpu.as_secs_f64() / gib(outcome.put_events);
     let transaction = HEADLINE_BATCH * HEADLINE_EVENT;
 
-    // P1, P9, P10: the headline, with a pool that grows because nothing is taken.
+    // P1, P10: the headline.
     let limit = raw.limit(8 * transaction)?;
     let headline = load(arguments, &[])?;
     sheet.add("P1", "W, 800 KiB in flight, MB/s", "", limit);
-    sheet.add("P1", "put, 8 producers, growing pool, MB/s", "", put_mb_s(&headline));
-    sheet.add("P1", "put / W, growing pool", ">= 0.95 (warm pool)", put_mb_s(&headline) / limit);
+    sheet.add("P1", "put, 8 producers, MB/s", "", put_mb_s(&headline));
+    sheet.add("P1", "put / W", ">= 0.95", put_mb_s(&headline) / limit);
     sheet.add("P10", "CPU-s/GiB put", "<= 0.4", cpu_per_gib(&headline));
-    if let Some(device) = headline.reading.device {
-        let bytes = gib(headline.put_events) * f64::from(1 << 30);
+
+    // P1, P9: with a pool that grows because nothing is taken.
+    let limit = raw.limit(8 * transaction)?;
+    let growing = channel_arguments(arguments, &[])?.measured()?;
+    sheet.add("P1", "put / W, growing pool", "", put_mb_s(&growing) / limit);
+    if let Some(device) = growing.reading.device {
+        let bytes = gib(growing.put_events) * f64::from(1 << 30);
         sheet.add("P9", "device bytes / payload, growing pool", "", device.written_bytes as f64 / bytes);
     }
 
@@ -137,7 +142,7 @@ fn round(arguments: &Arguments, raw: &Raw<'_>, sheet: &mut Sheet) -> Result<(), 
     sheet.add("P4", "p99 / raw p99", "<= 1.5", times(0.99));
     sheet.add("P4", "p99.9 / raw p99.9", "<= 2", times(0.999));
     let disk = raw.alone(HEADLINE_EVENT)?;
-    let lone = load(arguments, &["--producers", "1", "--batch", "1"])?;
+    let lone = channel_arguments(arguments, &["--producers", "1", "--batch", "1"])?.measured()?;
     let over = lone.transactions.quantile_us(0.5) - disk.latencies.quantile_us(0.5);
     sheet.add("P4", "L(4 KiB) p50, µs", "", disk.latencies.quantile_us(0.5));
     sheet.add("P4", "a lone 1-event commit: p50 over L, µs", "<= 15", over);
@@ -173,9 +178,21 @@ fn channel_arguments(arguments: &Arguments, more: &[&str]) -> Result<load_of::Ar
     load_of::Arguments::typed(&arguments.dir, arguments.seconds, more)
 }
 
+/// A load in a pool that is warm for as much as a fast disk takes of it.
 fn load(arguments: &Arguments, more: &[&str]) -> Result<Outcome, String> {
-    channel_arguments(arguments, more)?.measured()
+    let most = if more.contains(&"--batch") { SMALL_BYTES_S } else { WARM_BYTES_S };
+    let warm = ((most * (arguments.seconds + WARM_UP).as_secs_f64()) as u64).to_string();
+    let mut words = more.to_vec();
+    words.extend(["--warm-pool", &warm]);
+    channel_arguments(arguments, &words)?.measured()
 }
+
+/// More than the fastest disk of a single log takes in a second.
+const WARM_BYTES_S: f64 = 3e9;
+/// The same of commits of one event.
+const SMALL_BYTES_S: f64 = 2e8;
+/// Load before the seconds measured, as `Arguments::typed` has it.
+const WARM_UP: Duration = Duration::from_millis(500);
 
 /// The disk itself.
 struct Raw<'a> {

@@ -47,14 +47,7 @@ impl Shared {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Value, String> {
-    arguments.clear()?;
-    let measured = arguments.open().and_then(|channel| {
-        let outcome = super::still::warm(&channel, arguments).and_then(|()| measure(&channel, arguments));
-        drop(channel);
-        outcome
-    });
-    arguments.clear()?;
-    measured.map(|outcome| outcome.json(arguments))
+    arguments.measured().map(|outcome| outcome.json(arguments))
 }
 
 /// Runs the load on an open channel.

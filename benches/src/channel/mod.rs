@@ -145,7 +145,7 @@ impl Arguments {
         debug_assert!(self.mode == Mode::Load);
         self.clear()?;
         let outcome = self.open().and_then(|channel: DurableChannel| {
-            let outcome = load::measure(&channel, self);
+            let outcome = still::warm(&channel, self).and_then(|()| load::measure(&channel, self));
             channel.close().wait()?;
             outcome
         });
