@@ -30,7 +30,7 @@ const HEADLINE_BATCH: usize = 100;
 
 /// Measure the ratios of docs/performance.md: the channel against the limits of its disk, in interleaved rounds
 ///
-/// Takes about rounds x (20 x seconds + 10) seconds, and up to 20 GiB of room on a fast disk. Uses the folder `penstock-bench` and
+/// Takes about rounds x (40 x seconds + 40) seconds, and up to 20 GiB of room on a fast disk. Uses the folder `penstock-bench` and
 /// the file `penstock-bench.device` below the directory, and removes both.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -48,6 +48,10 @@ pub(crate) struct Arguments {
     /// Length of the file that is overwritten and read for the limits of the disk
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = cli::bytes)]
     bytes: u64,
+    /// Bytes that the pool of each load is warm for, unless its row says that it grows; without it, what a fast disk takes
+    /// meanwhile
+    #[arg(long, value_name = "BYTES", value_parser = cli::bytes)]
+    warm_pool: Option<u64>,
     /// Events to fill and drain for P12, in each round
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     drain_events: u64,
@@ -181,7 +185,8 @@ fn channel_arguments(arguments: &Arguments, more: &[&str]) -> Result<load_of::Ar
 /// A load in a pool that is warm for as much as a fast disk takes of it.
 fn load(arguments: &Arguments, more: &[&str]) -> Result<Outcome, String> {
     let most = if more.contains(&"--batch") { SMALL_BYTES_S } else { WARM_BYTES_S };
-    let warm = ((most * (arguments.seconds + WARM_UP).as_secs_f64()) as u64).to_string();
+    let taken = || (most * (arguments.seconds + WARM_UP).as_secs_f64()) as u64;
+    let warm = arguments.warm_pool.unwrap_or_else(taken).to_string();
     let mut words = more.to_vec();
     words.extend(["--warm-pool", &warm]);
     channel_arguments(arguments, &words)?.measured()
