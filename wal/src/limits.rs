@@ -44,6 +44,9 @@ pub const WRITE_MAX: usize = FRAMES_AHEAD * FRAME_TARGET;
 /// While a write is in flight another one starts only when this much waits: otherwise frames stay tiny.
 pub const OVERLAP_MIN: usize = 64 << 10;
 
+/// Memory of a log's writer, for the frames in flight and those that are made meanwhile; what finds no room brings its own.
+pub const RING_MEMORY: usize = 16 * FRAME_TARGET;
+
 /// Fences that one incarnation header has room for.
 pub const FENCES_MAX: usize = 64;
 

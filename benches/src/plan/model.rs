@@ -8,7 +8,7 @@
 
 use wal::calibrate::Shape;
 use wal::format::frame;
-use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, OVERLAP_MIN, pages};
+use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, OVERLAP_MIN, RING_MEMORY, pages};
 
 /// Of each transaction in a frame beside its events: the section's header, and counts.
 const TRANSACTION_BYTES: u64 = 11;
@@ -178,7 +178,7 @@ impl Demand {
         let bytes = load.disk_bytes(&frames);
         let backlog_events = rate * outage_s;
         let drained = (1.0 - busy).max(0.0) * disks as f64 * read_bytes_s / bytes;
-        let in_flight = disks as f64 * DEPTH_DEFAULT as f64 * frames.shape.block.max(FRAME_TARGET) as f64;
+        let in_flight = disks as f64 * RING_MEMORY.max(DEPTH_DEFAULT * frames.shape.block) as f64;
         let producing = (load.producers * load.transaction_bytes()) as f64;
         Ok(Plan {
             disks,

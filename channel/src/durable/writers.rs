@@ -16,14 +16,12 @@ use wal::frame_writer::Workbench;
 use wal::io::buffer::Buffer;
 use wal::io::real::Backend;
 use wal::io::uring::{Ring, Written};
-use wal::limits::FRAME_TARGET;
+use wal::limits::{FRAME_TARGET, RING_MEMORY};
 use wal::tuning::Tuning;
 
 use super::job::Job;
 use super::shell::{Role, Shared, wall_ms};
 
-/// Memory of a ring, for the frames in flight and those that are made meanwhile; what finds no room brings its own.
-const RING_MEMORY: usize = 16 * FRAME_TARGET;
 /// Bytes of a frame buffer, one for each thread that writes; longer frames bring their own.
 const FRAME_BUFFER: usize = FRAME_TARGET * 2;
 
