@@ -247,7 +247,7 @@ fn an_idle_channel_is_looked_at_before_and_after_its_first_event() {
 #[test]
 fn the_goals_are_ratios_of_the_same_rounds() {
     let scratch = scratch();
-    let quick = ["--rounds", "2", "--seconds", "0.05", "--bytes", "16M", "--drain-events", "1000", "--warm-pool", "4M"];
+    let quick = ["--rounds", "2", "--seconds", "0.2", "--bytes", "16M", "--drain-events", "1000", "--warm-pool", "4M"];
     let result = json(&[&["goals", "--json", "--dir", dir(&scratch)][..], &quick[..]].concat());
     let rows = result["rows"].as_array().unwrap();
     assert!(rows.iter().all(|row| row["rounds"] == 2), "every figure is of every round: {result}");
