@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use channel::{Consumer, TakeLimits};
+use channel::{Consumer, Settlement, TakeLimits};
 
-use super::settling::Settling;
 use crate::component::{
     BoxFuture, ComponentError, Key, KeyDefault, Progress, Refused, Settings, Sink, SinkContext, SinkEntry, SinkError,
 };
@@ -38,7 +37,6 @@ fn build(settings: &Settings) -> Result<Box<dyn Sink>, Refused> {
         batch_size: settings.count("batchSize"),
         log_every: settings.count("logEveryNEvents").max(1) as u64,
         dropped: 0,
-        settling: Settling::default(),
     }))
 }
 
@@ -46,7 +44,6 @@ struct NullSink {
     batch_size: usize,
     log_every: u64,
     dropped: u64,
-    settling: Settling,
 }
 
 impl NullSink {
@@ -74,13 +71,14 @@ impl Sink for NullSink {
     ) -> BoxFuture<'a, Result<Progress, SinkError>> {
         Box::pin(async move {
             let limits = TakeLimits { events: self.batch_size, bytes: ROUND_BYTES };
-            let lease = self.settling.take(context, consumer, limits, TAKE_WAIT).await?;
+            let lease = context.take(consumer, limits, TAKE_WAIT).await?;
             if lease.is_empty() {
                 return Ok(Progress::Idle);
             }
             let count = lease.event_count() as u64;
             // Dropping them is what this sink is asked to deliver.
-            self.settling.delivered(context, consumer, lease.ranges()).await?;
+            consumer.settle(vec![Settlement::delivered(lease.ranges())]).await?;
+            context.counters.event_drain_success.add(count);
             if self.count(count) {
                 tracing::info!(sink = context.name, "null sink has dropped {} events", self.dropped);
             }
@@ -89,11 +87,11 @@ impl Sink for NullSink {
     }
 
     fn stop<'a>(
-        mut self: Box<Self>,
-        context: &'a SinkContext,
+        self: Box<Self>,
+        _: &'a SinkContext,
         _: &'a mut dyn Consumer,
     ) -> BoxFuture<'a, Result<(), ComponentError>> {
-        Box::pin(async move { self.settling.finish(context).await.map_err(|error| ComponentError(error.to_string())) })
+        Box::pin(async { Ok(()) })
     }
 }
 
@@ -123,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_line_is_due_whenever_a_round_number_is_passed() {
-        let mut sink = NullSink { batch_size: 1, log_every: 10, dropped: 0, settling: Settling::default() };
+        let mut sink = NullSink { batch_size: 1, log_every: 10, dropped: 0 };
         let due: Vec<bool> = [9, 1, 5, 4, 1, 25].map(|events| sink.count(events)).to_vec();
         assert_eq!(due, [false, true, false, false, true, true]);
     }
