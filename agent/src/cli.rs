@@ -182,7 +182,7 @@ fn calibrate(dirs: &[PathBuf]) -> ExitCode {
                 own.display()
             )),
             Ok(Some(measured)) => say(&format!(
-                "{}: {}, {} frames in flight: {} MiB/s with each write durable by itself, {} MiB/s with one flush for many; one \
+                "{}: {}, {} writes in flight: {} MiB/s with each write durable by itself, {} MiB/s with one flush for many; one \
                  durable page takes {} µs",
                 own.display(),
                 measured.tuning.durability.name(),

@@ -3,8 +3,8 @@
 //!
 //! Both ask the core for the next frame, seal it outside of its lock, and tell it how the write ended. The ring seals what
 //! comes while the disk is busy, and writes together what has piled up when it is free: the frames stay small and the
-//! writes become large. Where one flush makes
-//! many writes durable, a write has ended when the flush that covers it has: `wal::flushes` says which.
+//! writes become large. Where one flush makes many writes durable, a write has ended when the flush that covers it has:
+//! `wal::flushes` says which.
 
 use std::collections::BTreeMap;
 use std::io;
