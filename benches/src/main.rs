@@ -18,9 +18,11 @@ mod host;
 mod idle;
 mod meter;
 mod numbers;
+mod open_loop;
 mod output;
 mod payload;
 mod plan;
+mod pool;
 mod sheet;
 
 use std::process::ExitCode;

@@ -262,6 +262,19 @@ fn the_goals_are_ratios_of_the_same_rounds() {
 }
 
 #[test]
+fn goals_that_are_named_are_the_only_ones() {
+    let scratch = scratch();
+    let quick = ["--rounds", "1", "--seconds", "0.05", "--bytes", "16M", "--warm-pool", "4M", "--only", "p4,P10"];
+    let result = json(&[&["goals", "--json", "--dir", dir(&scratch)][..], &quick[..]].concat());
+    let goals: std::collections::BTreeSet<&str> =
+        result["rows"].as_array().unwrap().iter().map(|row| row["goal"].as_str().unwrap()).collect();
+    assert_eq!(goals.into_iter().collect::<Vec<_>>(), ["P10", "P4"], "{result}");
+    assert!(is_empty(scratch.path()), "nothing stays");
+    let output = bench(&["goals", "--dir", dir(&scratch), "--only", "P99"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("P99"), "a goal without a figure is refused");
+}
+
+#[test]
 fn an_agent_is_measured_beside_its_parts_and_delivers_what_it_accepts() {
     let scratch = scratch();
     let penstock = system_tests::penstock::binary().display().to_string();

@@ -271,7 +271,7 @@ impl Measured {
 }
 
 /// A block of bytes that no disk can compress.
-fn noise(len: usize) -> io::Result<Buffer> {
+pub fn noise(len: usize) -> io::Result<Buffer> {
     let mut buffer = Buffer::zeroed(len)?;
     make_noise(&mut buffer);
     Ok(buffer)
@@ -288,7 +288,7 @@ fn make_noise(block: &mut [u8]) {
 }
 
 /// Makes each page of `block` another one than before.
-fn stamp(block: &mut [u8], number: u64) {
+pub fn stamp(block: &mut [u8], number: u64) {
     for page in block.chunks_mut(PAGE) {
         page[..8].copy_from_slice(&number.to_le_bytes());
     }

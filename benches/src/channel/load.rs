@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{Arguments, Outcome};
 use crate::meter::{Generator, Meter};
 use crate::numbers::Latencies;
+use crate::open_loop::Schedule;
 
 /// A consumer without events looks again after this, to see whether it is over.
 const TAKE_WAIT: Duration = Duration::from_millis(50);
@@ -30,6 +31,7 @@ struct Shared {
     put: AtomicU64,
     taken: AtomicU64,
     transactions: Mutex<Option<Latencies>>,
+    late: Mutex<Option<Latencies>>,
     error: Mutex<Option<String>>,
     generator: Generator,
 }
@@ -56,7 +58,7 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
     let batches: Vec<_> = (0..arguments.producers).map(|index| arguments.batches(u64::from(index))).collect();
     let mut outcome = thread::scope(|scope| {
         let begin = Instant::now();
-        for (index, batches) in batches.iter().enumerate() {
+        for (index, batches) in (0..).zip(&batches) {
             let shared = &shared;
             scope.spawn(move || produce(channel, arguments, shared, index, batches, begin));
         }
@@ -79,6 +81,7 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
             put_events: Some(put),
             take_events: (arguments.consumers > 0).then_some(taken),
             transactions: Latencies::new(),
+            late: None,
             reading,
             first_take: None,
             depth: channel.stats().size_events,
@@ -90,6 +93,7 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
     if let Some(all) = shared.transactions.into_inner().unwrap_or_else(PoisonError::into_inner) {
         outcome.transactions = all;
     }
+    outcome.late = shared.late.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(outcome)
 }
 
@@ -104,20 +108,14 @@ fn produce(
     channel: &DurableChannel,
     arguments: &Arguments,
     shared: &Shared,
-    index: usize,
+    index: u32,
     batches: &[channel::EventBatch],
     begin: Instant,
 ) {
     let mut producer = channel.producer();
     let mut latencies = Latencies::new();
-    let mut schedule = arguments.rate.map(|rate| {
-        // The usual slack of the kernel, 50 µs, is half a commit of a fast disk.
-        let _default_slack =
-            rustix::thread::set_current_timer_slack(Some(const { std::num::NonZero::new(1).unwrap() }));
-        let gap = f64::from(arguments.batch) / rate as f64;
-        let first = gap * index as f64;
-        (first, gap * f64::from(arguments.producers))
-    });
+    let batches_s = arguments.rate.map(|rate| rate as f64 / f64::from(arguments.batch));
+    let mut schedule = batches_s.map(|rate| Schedule::new(begin, rate, arguments.producers, index));
     // A source has the next batch while the last one is written.
     let mut prepared = batches.iter().cycle();
     let mut prepare = || shared.generator.own(|| prepared.next().cloned().unwrap_or_default());
@@ -134,12 +132,7 @@ fn produce(
         }
         let sent = match &mut schedule {
             None => Instant::now(),
-            Some((next, gap)) => {
-                let intended = begin + Duration::from_secs_f64(*next);
-                *next += *gap;
-                thread::sleep(intended.saturating_duration_since(Instant::now()));
-                intended
-            }
+            Some(schedule) => shared.generator.own(|| schedule.wait()),
         };
         let measured = shared.is(MEASURED);
         let ticket = producer.put(events);
@@ -157,6 +150,10 @@ fn produce(
     }
     let mut all = shared.transactions.lock().unwrap_or_else(PoisonError::into_inner);
     all.get_or_insert_with(Latencies::new).add(&latencies);
+    if let Some(schedule) = schedule {
+        let mut late = shared.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.get_or_insert_with(Latencies::new).add(&schedule.into_late());
+    }
 }
 
 fn consume(channel: &DurableChannel, arguments: &Arguments, shared: &Shared, index: u32) {

@@ -129,9 +129,11 @@ impl Arguments {
     /// As one would type them below `dir`: what another command measures with them can be run by itself.
     pub(crate) fn typed(dir: &Path, seconds: Duration, more: &[&str]) -> Result<Arguments, String> {
         let (dir, seconds) = (dir.display().to_string(), seconds.as_secs_f64().to_string());
-        let mut words = vec!["penstock-bench", "channel", "--dir", &dir, "--warmup", "0.5"];
-        if !more.contains(&"--seconds") {
-            words.extend(["--seconds", &seconds]);
+        let mut words = vec!["penstock-bench", "channel", "--dir", &dir];
+        for (option, value) in [("--warmup", "0.5"), ("--seconds", seconds.as_str())] {
+            if !more.contains(&option) {
+                words.extend([option, value]);
+            }
         }
         words.extend(more);
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
@@ -203,6 +205,8 @@ pub(crate) struct Outcome {
     pub(crate) put_events: Option<u64>,
     pub(crate) take_events: Option<u64>,
     pub(crate) transactions: Latencies,
+    /// With a rate: how late producers woke up that were free; the transactions' latencies contain it.
+    pub(crate) late: Option<Latencies>,
     pub(crate) reading: Reading,
     pub(crate) first_take: Option<Duration>,
     pub(crate) depth: u64,
@@ -232,6 +236,7 @@ impl Outcome {
             "take_ev_s": rate(self.take_events),
             "take_mb_s": self.take_events.map(|events| rounded(bytes(events) / seconds / 1e6)),
             "txn_us": self.transactions.json(),
+            "late_us": self.late.as_ref().map(Latencies::json),
             "txns": self.transactions.count(),
             "cpu_s": rounded(cpu),
             "cpu_generator_s": rounded(self.reading.generator_cpu.as_secs_f64()),

@@ -20,6 +20,9 @@ const EMPTY_AFTER: Duration = Duration::from_millis(500);
 /// Settlements of one consumer that are not yet durable.
 const SETTLING_MAX: usize = 16;
 
+/// Events of one take when a channel is only emptied.
+const DRAINED_AT_ONCE: u64 = 10_000;
+
 /// Puts so many events, and leaves the channel where it is.
 pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
     arguments.clear()?;
@@ -34,6 +37,7 @@ pub(crate) fn fill(arguments: &Arguments) -> Result<Value, String> {
         put_events: Some(arguments.events),
         take_events: None,
         transactions: latencies,
+        late: None,
         reading: Reading { elapsed: begin.elapsed(), ..meter.read() },
         first_take: None,
         depth: channel.stats().size_events,
@@ -61,17 +65,33 @@ fn fills_hot_tail(size: u64) -> u64 {
 /// Fills segments with so many bytes and drains them, so that they are there for whoever comes next.
 pub(crate) fn warm(channel: &DurableChannel, arguments: &Arguments) -> Result<(), String> {
     put(channel, arguments, arguments.warm_pool / arguments.size.max(1), &Generator::default())?;
+    drain_to(channel, 0)
+}
+
+/// Takes until no more than so many events are queued.
+pub(crate) fn drain_to(channel: &DurableChannel, left: u64) -> Result<(), String> {
     let mut consumer = channel.consumer("warm");
-    let limits = TakeLimits { events: 10_000, bytes: 8 << 20 };
-    let mut settling = VecDeque::new();
-    while channel.stats().size_events > 0 {
-        let lease = consumer.take(limits, EMPTY_AFTER).wait().map_err(|error| error.to_string())?;
-        if !lease.is_empty() {
-            settling.push_back(consumer.settle(vec![Settlement::delivered(lease.ranges())]));
-        }
-        while settling.len() > SETTLING_MAX || (lease.is_empty() && !settling.is_empty()) {
-            let settled = settling.pop_front().map(Ticket::wait);
-            settled.transpose().map_err(|error: SettleError| error.to_string())?;
+    let (mut settling, mut unsettled) = (VecDeque::new(), 0);
+    while let Some(more) = channel.stats().size_events.checked_sub(left).filter(|more| *more > 0) {
+        // Those that are taken count until their settlement is durable.
+        let events = more.saturating_sub(unsettled).min(DRAINED_AT_ONCE) as usize;
+        let taken = if events > 0 {
+            let limits = TakeLimits { events, bytes: 8 << 20 };
+            let lease = consumer.take(limits, EMPTY_AFTER).wait().map_err(|error| error.to_string())?;
+            if !lease.is_empty() {
+                let count = lease.event_count() as u64;
+                settling.push_back((count, consumer.settle(vec![Settlement::delivered(lease.ranges())])));
+                unsettled += count;
+            }
+            lease.event_count()
+        } else {
+            0
+        };
+        while (settling.len() > SETTLING_MAX || taken == 0)
+            && let Some((count, ticket)) = settling.pop_front()
+        {
+            settled(ticket)?;
+            unsettled -= count;
         }
     }
     Ok(())
@@ -165,6 +185,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Value, String> {
         put_events: None,
         take_events: None,
         transactions: Latencies::new(),
+        late: None,
         reading: opened.reading,
         first_take: opened.first_take,
         depth: opened.depth,
@@ -217,6 +238,7 @@ pub(crate) fn drained(arguments: &Arguments) -> Result<Outcome, String> {
         put_events: None,
         take_events: Some(taken.into_inner()),
         transactions: Latencies::new(),
+        late: None,
         reading,
         first_take: opened.first_take,
         depth: opened.channel.stats().size_events,

@@ -68,7 +68,7 @@ pub(super) fn run(dir: &Path, budget: Duration, rounds: u32, as_json: bool) -> R
         parsed(dir, &options)
     };
     // However small the transactions are that will be measured, the pool is filled with large ones.
-    let (filling, draining) = (settings(8, 100, 1024, WARM)?, settings(8, 100, 1024, "0")?);
+    let filling = settings(8, 100, 1024, WARM)?;
     filling.clear()?;
     let (mut found, mut averages) = (vec![Found::default(); loads.len()], Vec::new());
     let checked = filling.open().and_then(|channel| {
@@ -79,7 +79,7 @@ pub(super) fn run(dir: &Path, budget: Duration, rounds: u32, as_json: bool) -> R
             let raw = Raw { file: Arc::clone(&file), backend, time: raw_time, known: RefCell::default() };
             let predicted = load.put_ev_s(&load.frames(1), &raw)?;
             let outcome = load::measure(&channel, &settings(load.producers, load.batch, load.size, "0")?)?;
-            still::warm(&channel, &draining)?;
+            still::drain_to(&channel, 0)?;
             let measured = outcome.put_events.unwrap_or_default() as f64 / outcome.reading.elapsed.as_secs_f64();
             found[found_at].push(predicted, measured);
         }
