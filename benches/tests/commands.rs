@@ -151,6 +151,24 @@ fn a_load_puts_and_takes_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_load_says_how_evenly_it_went_and_what_the_disk_itself_takes() {
+    let scratch = scratch();
+    let short =
+        ["--warmup", "0.05", "--seconds", "0.3", "--producers", "2", "--consumers", "1", "--raw-flushes", "0.05"];
+    let result = channel(dir(&scratch), "load", &short);
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{result}"));
+    let pause = &result["pause_us"];
+    assert!(number(&pause["p50"]) <= number(&pause["longest_ms"]) * 1e3 * 1.01, "{result}");
+    assert!(number(&pause["longest_ended_s"]) <= number(&result["seconds"]) * 1.01, "{result}");
+    let samples = result["memory"]["rss_mib"].as_array().unwrap().len();
+    assert!((2..=11).contains(&samples), "the begin, the end, and what is between: {result}");
+    let raw = &result["raw_flush"];
+    assert!(number(&raw["before_us"]["p99_9"]) <= number(&raw["before_us"]["max"]), "{result}");
+    assert!(number(&raw["longest_pause_of_max"]) <= number(&raw["longest_pause_of_p99_9"]), "{result}");
+    assert!(is_empty(scratch.path()), "the file and the channel are removed");
+}
+
+#[test]
 fn an_open_loop_never_sends_more_than_it_was_told_to() {
     let scratch = scratch();
     let begin = std::time::Instant::now();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use channel::{Channel, DurableChannel, Settlement};
 use serde_json::Value;
 
+use super::steady::{self, Memory, Pauses, Steady};
 use super::{Arguments, Outcome};
 use crate::meter::{Generator, Meter};
 use crate::numbers::Latencies;
@@ -25,18 +26,34 @@ const MEASURED: u8 = 1;
 const OVER: u8 = 2;
 
 /// What the threads share.
-#[derive(Default)]
 struct Shared {
     phase: AtomicU8,
     put: AtomicU64,
     taken: AtomicU64,
     transactions: Mutex<Option<Latencies>>,
     late: Mutex<Option<Latencies>>,
+    pauses: Pauses,
+    /// The same as each producer saw them.
+    seen_pauses: Mutex<Option<Latencies>>,
     error: Mutex<Option<String>>,
     generator: Generator,
 }
 
 impl Shared {
+    fn new() -> Shared {
+        Shared {
+            phase: AtomicU8::new(WARMUP),
+            put: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            transactions: Mutex::default(),
+            late: Mutex::default(),
+            pauses: Pauses::new(),
+            seen_pauses: Mutex::default(),
+            error: Mutex::default(),
+            generator: Generator::default(),
+        }
+    }
+
     fn is(&self, phase: u8) -> bool {
         self.phase.load(Ordering::Relaxed) == phase
     }
@@ -49,12 +66,20 @@ impl Shared {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Value, String> {
-    arguments.measured().map(|outcome| outcome.json(arguments))
+    let Some(time) = arguments.raw_flushes else {
+        return arguments.measured().map(|outcome| outcome.json(arguments));
+    };
+    let before = steady::raw_flushes(arguments, time)?;
+    let outcome = arguments.measured()?;
+    let after = steady::raw_flushes(arguments, time)?;
+    let mut result = outcome.json(arguments);
+    result["raw_flush"] = steady::beside(outcome.steady.as_ref(), &before, &after);
+    Ok(result)
 }
 
 /// Runs the load on an open channel.
 pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result<Outcome, String> {
-    let shared = Shared::default();
+    let shared = Shared::new();
     let batches: Vec<_> = (0..arguments.producers).map(|index| arguments.batches(u64::from(index))).collect();
     let mut outcome = thread::scope(|scope| {
         let begin = Instant::now();
@@ -66,13 +91,16 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
             let shared = &shared;
             scope.spawn(move || consume(channel, arguments, shared, index));
         }
-        sleep_or_end(&shared, arguments.warmup);
+        sleep_or_end(&shared, arguments.warmup, |_| ());
         let meter = Meter::start(&arguments.folders(), &shared.generator);
         let before = (shared.put.load(Ordering::Relaxed), shared.taken.load(Ordering::Relaxed));
+        shared.pauses.forget();
         if shared.is(WARMUP) {
             shared.phase.store(MEASURED, Ordering::Relaxed);
         }
-        sleep_or_end(&shared, arguments.seconds);
+        let (since, mut memory) = (Instant::now(), Memory::new(arguments.seconds));
+        sleep_or_end(&shared, arguments.seconds, |elapsed| memory.look(elapsed));
+        let longest = shared.pauses.longest(since);
         let reading = meter.read();
         let put = shared.put.load(Ordering::Relaxed) - before.0;
         let taken = shared.taken.load(Ordering::Relaxed) - before.1;
@@ -82,6 +110,7 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
             take_events: (arguments.consumers > 0).then_some(taken),
             transactions: Latencies::new(),
             late: None,
+            steady: Some(Steady { pauses: Latencies::new(), longest, memory }),
             reading,
             first_take: None,
             depth: channel.stats().size_events,
@@ -93,15 +122,22 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
     if let Some(all) = shared.transactions.into_inner().unwrap_or_else(PoisonError::into_inner) {
         outcome.transactions = all;
     }
+    let pauses = shared.seen_pauses.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let (Some(steady), Some(pauses)) = (&mut outcome.steady, pauses) {
+        steady.pauses = pauses;
+    }
     outcome.late = shared.late.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(outcome)
 }
 
-fn sleep_or_end(shared: &Shared, time: Duration) {
-    let until = Instant::now() + time;
+fn sleep_or_end(shared: &Shared, time: Duration, mut look: impl FnMut(Duration)) {
+    let begin = Instant::now();
+    let until = begin + time;
     while !shared.is(OVER) && Instant::now() < until {
-        thread::sleep((until - Instant::now()).min(TAKE_WAIT));
+        look(begin.elapsed());
+        thread::sleep(until.saturating_duration_since(Instant::now()).min(TAKE_WAIT));
     }
+    look(time);
 }
 
 fn produce(
@@ -113,7 +149,7 @@ fn produce(
     begin: Instant,
 ) {
     let mut producer = channel.producer();
-    let mut latencies = Latencies::new();
+    let (mut latencies, mut pauses) = (Latencies::new(), Latencies::new());
     let batches_s = arguments.rate.map(|rate| rate as f64 / f64::from(arguments.batch));
     let mut schedule = batches_s.map(|rate| Schedule::new(begin, rate, arguments.producers, index));
     // A source has the next batch while the last one is written.
@@ -144,15 +180,19 @@ fn produce(
             break;
         }
         shared.put.fetch_add(u64::from(arguments.batch), Ordering::Relaxed);
+        let pause = shared.pauses.durable();
         if measured {
+            pauses.record(pause);
             latencies.record(latency);
         }
     }
-    let mut all = shared.transactions.lock().unwrap_or_else(PoisonError::into_inner);
-    all.get_or_insert_with(Latencies::new).add(&latencies);
+    let add = |all: &Mutex<Option<Latencies>>, own: &Latencies| {
+        all.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Latencies::new).add(own);
+    };
+    add(&shared.transactions, &latencies);
+    add(&shared.seen_pauses, &pauses);
     if let Some(schedule) = schedule {
-        let mut late = shared.late.lock().unwrap_or_else(PoisonError::into_inner);
-        late.get_or_insert_with(Latencies::new).add(&schedule.into_late());
+        add(&shared.late, &schedule.into_late());
     }
 }
 

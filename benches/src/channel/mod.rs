@@ -4,6 +4,7 @@
 //! with an empty one, `load` removes it afterwards, `open` and `drain` need what `fill` left.
 
 pub(crate) mod load;
+pub(crate) mod steady;
 pub(crate) mod still;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use clap::{Args, Parser as _, ValueEnum};
 use serde_json::{Value, json};
 use wal::io::real::Backend;
 use wal::seal::ChannelKey;
+
+use steady::Steady;
 
 use crate::cli::{Cli, Command};
 use crate::meter::Reading;
@@ -88,6 +91,10 @@ pub(crate) struct Arguments {
     /// load: fill and drain so many bytes first, so that the measured puts find segments that are there already
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = cli::bytes)]
     pub(crate) warm_pool: u64,
+    /// load: before and after it, write raw for so long, to see how long a durable write of this disk takes at the worst; needs
+    /// 512 MiB of room in the first directory
+    #[arg(long, value_name = "S", value_parser = cli::seconds)]
+    pub(crate) raw_flushes: Option<Duration>,
     #[arg(long, value_enum, default_value_t = Payload::Random)]
     pub(crate) payload: Payload,
 }
@@ -207,6 +214,8 @@ pub(crate) struct Outcome {
     pub(crate) transactions: Latencies,
     /// With a rate: how late producers woke up that were free; the transactions' latencies contain it.
     pub(crate) late: Option<Latencies>,
+    /// Of a load.
+    pub(crate) steady: Option<Steady>,
     pub(crate) reading: Reading,
     pub(crate) first_take: Option<Duration>,
     pub(crate) depth: u64,
@@ -246,6 +255,8 @@ impl Outcome {
             "device_read_bytes": device.map(|device| device.read_bytes),
             "device_flushes": device.map(|device| device.flushes),
             "device_write_bytes_per_put_byte": amplification,
+            "pause_us": self.steady.as_ref().map(Steady::json),
+            "memory": self.steady.as_ref().map(|steady| steady.memory.json()),
             "first_take_s": self.first_take.map(|time| rounded(time.as_secs_f64())),
             "depth": self.depth,
             "load_average": host::load_average(),
