@@ -18,11 +18,18 @@ impl<'a> Pool<'a> {
     /// Fills a new channel below `dir` with so many bytes and drains it. `more` are options of the channel, as one would type
     /// them.
     pub(crate) fn filled(dir: &'a Path, bytes: u64, more: &[&str]) -> Result<Pool<'a>, String> {
+        Arguments::typed(dir, UNUSED, more)?.clear()?;
+        Pool::around(dir, bytes, more)
+    }
+
+    /// The same around what is queued in the channel that is there, if one is: afterwards, and behind each load, as many events
+    /// are queued as before.
+    pub(crate) fn around(dir: &'a Path, bytes: u64, more: &[&str]) -> Result<Pool<'a>, String> {
         std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let bytes = bytes.to_string();
         let filling = Arguments::typed(dir, UNUSED, &[&["--warm-pool", &bytes], more].concat())?;
-        filling.clear()?;
-        let pool = Pool { channel: filling.open()?, dir, keep: 0 };
+        let channel = filling.open()?;
+        let pool = Pool { keep: channel.stats().size_events, channel, dir };
         still::warm(&pool.channel, &filling)?;
         Ok(pool)
     }

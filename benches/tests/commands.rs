@@ -236,6 +236,10 @@ fn a_backlog_is_filled_killed_and_found_again_with_and_without_its_checkpoint() 
         "1",
         "--checkpoint-interval",
         "0.001",
+        "--put-seconds",
+        "0.05",
+        "--put-rounds",
+        "2",
     ]);
     assert!(result["queue_bytes_per_event"].as_f64().unwrap() > 0.0, "{result}");
     let (with, without) = (&result["open_with_checkpoint"], &result["open_without_checkpoint"]);
@@ -246,6 +250,10 @@ fn a_backlog_is_filled_killed_and_found_again_with_and_without_its_checkpoint() 
         assert!(opened["ready_s"]["median"].as_f64() <= opened["first_take_s"]["median"].as_f64(), "{result}");
     }
     assert!(result["disk_bytes"].as_u64().unwrap() >= 150_000 * 1024, "{result}");
+    let puts = &result["puts"];
+    for figure in ["beside_mb_s", "alone_mb_s", "beside_of_alone"] {
+        assert!(puts[figure]["median"].as_f64().unwrap() > 0.0, "{figure}: {result}");
+    }
     assert!(is_empty(scratch.path()), "the queue is removed");
 }
 

@@ -91,6 +91,9 @@ pub(crate) struct Arguments {
     /// load: fill and drain so many bytes first, so that the measured puts find segments that are there already
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = cli::bytes)]
     pub(crate) warm_pool: u64,
+    /// Bytes of segments that stay when they are drained, those in use included; not less than a warm pool needs
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = cli::bytes)]
+    pub(crate) pool: u64,
     /// load: before and after it, write raw for so long, to see how long a durable write of this disk takes at the worst; needs
     /// 512 MiB of room in the first directory
     #[arg(long, value_name = "S", value_parser = cli::seconds)]
@@ -176,7 +179,7 @@ impl Arguments {
         let mut options = DurableOptions::new("bench", self.folders());
         options.capacity = u64::MAX / 2;
         options.backend = self.io;
-        options.pool_bytes = options.pool_bytes.max(self.warm_pool + (self.warm_pool >> 2));
+        options.pool_bytes = options.pool_bytes.max(self.pool).max(self.warm_pool + (self.warm_pool >> 2));
         options.transaction_capacity = 10_000.max(self.batch as usize).max(self.take_batch as usize);
         options.checkpoint_interval = self.checkpoint_interval;
         options.compress = self.compress;

@@ -63,10 +63,11 @@ fn fills_hot_tail(size: u64) -> u64 {
     2 * tail / size.max(1)
 }
 
-/// Fills segments with so many bytes and drains them, so that they are there for whoever comes next.
+/// Fills segments with so many bytes and drains as many events, so that they are there for whoever comes next.
 pub(crate) fn warm(channel: &DurableChannel, arguments: &Arguments) -> Result<(), String> {
+    let queued = channel.stats().size_events;
     put(channel, arguments, arguments.warm_pool / arguments.size.max(1), &Generator::default())?;
-    drain_to(channel, 0)
+    drain_to(channel, queued)
 }
 
 /// Takes until no more than so many events are queued.
