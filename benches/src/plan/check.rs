@@ -57,6 +57,7 @@ pub(super) fn run(dir: &Path, budget: Duration, rounds: u32, as_json: bool) -> R
         .flat_map(|&producers| BATCHES.map(|batch| (producers, batch)))
         .flat_map(|(producers, batch)| SIZES.map(|size| Load { producers, batch, size }))
         .collect();
+    let cores = std::thread::available_parallelism().map_or(f64::INFINITY, |cores| cores.get() as f64);
     let each = budget.div_f64(f64::from(rounds) * loads.len() as f64);
     let [raw_time, warmup, time] = PARTS.map(|part| each.mul_f64(part));
     let settings = |producers: u64, batch: u64, size: u64, warm: &str| {
@@ -77,7 +78,7 @@ pub(super) fn run(dir: &Path, budget: Duration, rounds: u32, as_json: bool) -> R
             averages.extend(host::load_average());
             let backend = raw_dir.backend();
             let raw = Raw { file: Arc::clone(&file), backend, time: raw_time, known: RefCell::default() };
-            let predicted = load.put_ev_s(&load.frames(1), &raw)?;
+            let predicted = load.put_ev_s(&load.frames(1), &raw, cores)?;
             let outcome = load::measure(&channel, &settings(load.producers, load.batch, load.size, "0")?)?;
             still::drain_to(&channel, 0)?;
             let measured = outcome.put_events.unwrap_or_default() as f64 / outcome.reading.elapsed.as_secs_f64();

@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
             format!("{most} such disks do not bear it; --disks {most} shows what they do")
         })?,
     };
-    let most = load.put_ev_s(&load.frames(plan.disks), &disk)? * plan.disks as f64;
+    let most = load.put_ev_s(&load.frames(plan.disks), &disk, f64::INFINITY)? * plan.disks as f64;
     output::print(arguments.json, &report(&demand, &plan, most), output::lines);
     Ok(())
 }

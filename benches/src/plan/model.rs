@@ -1,28 +1,31 @@
 //! The formulas: what a channel reaches on a disk, from what the disk reaches. No I/O, no clock.
 //!
 //! ```text
-//! transactions ─► g of them in a frame of B bytes ─► d frames on their way ─► the disk: so many bytes a second
+//! transactions ─► frames ─► g transactions in a write of B bytes ─► d writes on their way ─► the disk: so many bytes a second
 //! ```
 //!
 //! `docs/capacity.md` has them in words and units. Times are seconds, lengths bytes, rates per second.
 
 use wal::calibrate::Shape;
 use wal::format::frame;
-use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, OVERLAP_MIN, RING_MEMORY, pages};
+use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, FRAMES_AHEAD, OVERLAP_MIN, RING_MEMORY, WRITE_MAX, pages};
 
 /// Of each transaction in a frame beside its events: the section's header, and counts.
 const TRANSACTION_BYTES: u64 = 11;
 /// Of each event beside its body: its length, twice.
 const EVENT_BYTES: u64 = 3;
 
-/// CPU time of the channel, beyond what the disk takes. Measured, see `docs/capacity.md`.
-const FRAME_S: f64 = 16e-6;
-const TRANSACTION_S: f64 = 5e-6;
+/// CPU time of the thread that writes. Measured, see `docs/capacity.md`.
+const FRAME_S: f64 = 8e-6;
+const TRANSACTION_S: f64 = 3.6e-6;
 const EVENT_S: f64 = 50e-9;
-const BYTE_S: f64 = 0.25e-9;
-/// Frames longer than this have no buffer that is used again: each byte costs more, for fresh memory.
-const POOLED: usize = 2 * FRAME_TARGET;
-const FRESH_BYTE_S: f64 = 0.75e-9;
+const BYTE_S: f64 = 0.11e-9;
+/// Of each byte that finds no room in the ring's memory: the kernel brings fresh pages.
+const FRESH_BYTE_S: f64 = 0.6e-9;
+/// Until a thread that sleeps goes on.
+const WAKE_S: f64 = 10.5e-6;
+/// CPU time of a producer's thread for each transaction.
+const PRODUCER_S: f64 = 8e-6;
 
 /// What is put.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,8 +43,22 @@ pub(crate) struct Load {
 pub(crate) struct Frames {
     /// Transactions in a frame.
     pub(crate) transactions: f64,
-    /// Bytes of a frame and how many are on their way on each disk.
+    /// Frames that are written together.
+    pub(crate) together: f64,
+    /// Bytes of a write and how many are on their way on each disk.
     pub(crate) shape: Shape,
+    pub(crate) waiting: Waiting,
+}
+
+/// What is there for the disk when one of its writes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Who was answered must come again first.
+    Nothing,
+    /// Transactions of others, of which a frame is made now.
+    Transactions,
+    /// Frames of others, which go at once.
+    Frames,
 }
 
 impl Load {
@@ -63,58 +80,97 @@ impl Load {
     /// With all producers waiting for their answers and sending again at once, on each of `disks`.
     pub(crate) fn frames(&self, disks: u64) -> Frames {
         let producers = (self.producers as f64 / disks as f64).max(1.0);
-        let waiting = producers * self.transaction_bytes() as f64;
-        // A frame begins beside another one only when so much waits; until then those who were answered wait for one frame.
-        let overlapping = (waiting / (self.transaction_bytes() as f64).max(OVERLAP_MIN as f64)).floor();
-        let (depth, groups) = match overlapping {
-            few if few < 2.0 => (1.0, producers.min(2.0)),
-            many => (many.min(DEPTH_DEFAULT as f64), many.min(DEPTH_DEFAULT as f64)),
-        };
-        let transactions = (producers / groups).max(1.0).min(self.fitting());
-        Frames { transactions, shape: Shape { block: self.frame_bytes(transactions), depth: depth as usize } }
+        let bytes = self.transaction_bytes() as f64;
+        // A frame begins beside another one only when so many wait; until then those who were answered wait for one frame.
+        let worth_it = (OVERLAP_MIN as f64 / bytes).ceil();
+        let groups = (producers / worth_it).floor();
+        let most = DEPTH_DEFAULT as f64;
+        if groups < 2.0 {
+            let waiting = if producers < 2.0 { Waiting::Nothing } else { Waiting::Transactions };
+            return self.written((producers / 2.0).max(1.0), 1, waiting);
+        }
+        if groups <= most {
+            return self.written(producers / groups, groups as usize, Waiting::Nothing);
+        }
+        // Whoever is answered waits while those who waited are written: as many groups as writes in flight, and one.
+        let under_way = producers.min((DEPTH_DEFAULT + FRAMES_AHEAD) as f64 * self.fitting());
+        let joined = (WRITE_MAX as f64 / bytes).floor().max(1.0);
+        self.written((under_way / (most + 1.0)).clamp(1.0, joined), DEPTH_DEFAULT, Waiting::Frames)
+    }
+
+    /// So many transactions in a write.
+    fn written(&self, in_a_write: f64, depth: usize, waiting: Waiting) -> Frames {
+        let transactions = in_a_write.min(self.fitting());
+        let together = if waiting == Waiting::Frames { in_a_write / transactions } else { 1.0 };
+        let block = pages((together * self.frame_bytes(transactions) as f64) as usize);
+        Frames { transactions, together, shape: Shape { block, depth }, waiting }
     }
 
     /// With events coming at a rate, whoever sends them: those that come while a frame is written go into the next.
     pub(crate) fn frames_at(&self, rate: f64, disks: u64, disk: &dyn Disk) -> Result<Frames, String> {
         let transactions_s = rate / self.batch as f64 / disks as f64;
         let most = self.fitting();
-        let mut frames = Frames { transactions: 1.0, shape: Shape { block: self.frame_bytes(1.0), depth: 1 } };
+        let mut frames = self.written(1.0, 1, Waiting::Transactions);
         // Longer frames take longer, so that more comes meanwhile: a few rounds settle it, a frame's limit ends it.
         for _ in 0..16 {
             let transactions = (transactions_s * self.cycle_s(&frames, disk)?).clamp(1.0, most);
-            frames = Frames { transactions, shape: Shape { block: self.frame_bytes(transactions), depth: 1 } };
+            frames = self.written(transactions, 1, Waiting::Transactions);
         }
         Ok(frames)
     }
 
-    /// CPU time of the channel for one frame.
-    fn frame_cpu_s(&self, frames: &Frames) -> f64 {
-        let event = EVENT_S + self.size as f64 * BYTE_S;
-        let fresh = if frames.shape.block > POOLED { frames.shape.block as f64 * FRESH_BYTE_S } else { 0.0 };
-        FRAME_S + fresh + frames.transactions * (TRANSACTION_S + self.batch as f64 * event)
+    /// The part of the bytes under way that the ring's memory has no room for.
+    fn fresh(&self, frames: &Frames) -> f64 {
+        let ahead = if frames.waiting == Waiting::Frames { FRAMES_AHEAD as f64 } else { 0.0 };
+        let made = (frames.shape.depth as f64 + ahead) * frames.transactions;
+        let bytes = made.min(self.producers as f64) * self.transaction_bytes() as f64;
+        (1.0 - RING_MEMORY as f64 / bytes).max(0.0)
     }
 
-    /// From the begin of a frame until the next one may take its place.
+    /// CPU time of the thread that writes, for one write.
+    fn write_cpu_s(&self, frames: &Frames) -> f64 {
+        let byte = BYTE_S + FRESH_BYTE_S * self.fresh(frames);
+        let event = EVENT_S + self.size as f64 * byte;
+        frames.together * (FRAME_S + frames.transactions * (TRANSACTION_S + self.batch as f64 * event))
+    }
+
+    /// From the begin of a write until the next one takes its place.
     fn cycle_s(&self, frames: &Frames, disk: &dyn Disk) -> Result<f64, String> {
-        Ok(disk.latency_s(frames.shape)? + self.frame_cpu_s(frames))
+        let latency = disk.latency_s(frames.shape)?;
+        Ok(match frames.waiting {
+            Waiting::Nothing => latency + self.write_cpu_s(frames) + 2.0 * WAKE_S,
+            Waiting::Transactions => latency + self.write_cpu_s(frames),
+            Waiting::Frames => latency,
+        })
     }
 
-    /// Events a second of each disk, at the most.
-    pub(crate) fn put_ev_s(&self, frames: &Frames, disk: &dyn Disk) -> Result<f64, String> {
-        let events = frames.transactions * self.batch as f64;
+    /// Events of one write.
+    fn events(&self, frames: &Frames) -> f64 {
+        frames.together * frames.transactions * self.batch as f64
+    }
+
+    /// Events a second of each disk, at the most, where each has so many cores.
+    pub(crate) fn put_ev_s(&self, frames: &Frames, disk: &dyn Disk, cores: f64) -> Result<f64, String> {
+        let events = self.events(frames);
         let cycles = frames.shape.depth as f64 * events / self.cycle_s(frames, disk)?;
         // One thread makes all frames of a disk.
-        Ok(cycles.min(events / self.frame_cpu_s(frames)))
+        let made = events / self.write_cpu_s(frames);
+        Ok(cycles.min(made).min(cores / self.event_cpu_s(frames)))
+    }
+
+    /// CPU time of the channel and of who puts, for each event.
+    fn event_cpu_s(&self, frames: &Frames) -> f64 {
+        self.write_cpu_s(frames) / self.events(frames) + PRODUCER_S / self.batch as f64
     }
 
     /// Cores that so many events a second keep busy.
     pub(crate) fn cores(&self, rate: f64, frames: &Frames) -> f64 {
-        rate * self.frame_cpu_s(frames) / (frames.transactions * self.batch as f64)
+        rate * self.event_cpu_s(frames)
     }
 
     /// Bytes on disk for each event.
     pub(crate) fn disk_bytes(&self, frames: &Frames) -> f64 {
-        frames.shape.block as f64 / (frames.transactions * self.batch as f64)
+        frames.shape.block as f64 / self.events(frames)
     }
 }
 
@@ -174,7 +230,7 @@ impl Demand {
     pub(crate) fn with(&self, disks: u64, disk: &dyn Disk, read_bytes_s: f64) -> Result<Plan, String> {
         let Demand { load, rate, outage_s, room } = *self;
         let frames = load.frames_at(rate, disks, disk)?;
-        let busy = rate / (disks as f64 * load.put_ev_s(&load.frames(disks), disk)?);
+        let busy = rate / (disks as f64 * load.put_ev_s(&load.frames(disks), disk, f64::INFINITY)?);
         let bytes = load.disk_bytes(&frames);
         let backlog_events = rate * outage_s;
         let drained = (1.0 - busy).max(0.0) * disks as f64 * read_bytes_s / bytes;
@@ -233,6 +289,9 @@ mod tests {
     const FAST: Simple = Simple { latency_s: 50e-6, bytes_s: 2.5e9 };
     const SLOW: Simple = Simple { latency_s: 3e-3, bytes_s: 0.3e9 };
 
+    /// As many cores as are needed.
+    const ALL: f64 = f64::INFINITY;
+
     fn near(found: f64, expected: f64) {
         assert!((found / expected - 1.0).abs() < 0.01, "{found} is not {expected}");
     }
@@ -252,13 +311,27 @@ mod tests {
     #[test]
     fn producers_of_small_transactions_share_two_frames_and_large_ones_go_side_by_side() {
         // 64 x 267 bytes never reach 64 KiB: half of them write while the others wait.
-        assert_eq!(load(64, 1, 256).frames(1), Frames { transactions: 32.0, shape: Shape { block: 12_288, depth: 1 } });
-        // 8 x 100 KiB: two in a frame, three of them in flight.
+        let small = load(64, 1, 256).frames(1);
+        assert_eq!(
+            (small.transactions, small.shape, small.waiting),
+            (32.0, Shape { block: 12_288, depth: 1 }, Waiting::Transactions)
+        );
+        // 8 x 25 KiB: two writes of three and more are worth it, and none waits.
+        let few = load(8, 100, 256).frames(1);
+        assert_eq!((few.transactions, few.shape.depth, few.waiting), (4.0, 2, Waiting::Nothing));
+        // 8 x 100 KiB: two in each of three writes, and two more in frames that wait.
         let headline = load(8, 100, 1024).frames(1);
-        assert_eq!((headline.transactions, headline.shape.depth), (2.0, 3));
-        // A transaction longer than a frame's target is a frame.
-        let long = load(8, 1000, 4096).frames(1);
-        assert_eq!((long.transactions, long.shape.depth), (1.0, 3));
+        assert_eq!((headline.transactions, headline.together, headline.shape.depth), (2.0, 1.0, 3));
+        assert_eq!(headline.waiting, Waiting::Frames);
+        // 64 x 100 KiB: seven frames of two are under way, and those that wait are written together.
+        let many = load(64, 100, 1024).frames(1);
+        assert_eq!((many.transactions, many.together, many.shape.depth), (2.0, 1.75, 3));
+        // A transaction longer than a frame's target is a frame, and two of them are no longer than a write.
+        let long = load(8, 100, 4096).frames(1);
+        assert_eq!((long.transactions, long.together, long.shape.depth), (1.0, 1.75, 3));
+        let longer = load(8, 1000, 4096).frames(1);
+        assert_eq!((longer.transactions, longer.together, longer.shape.depth), (1.0, 1.0, 3));
+        assert!(longer.shape.block > 4_000_000 && load(8, 1000, 4096).fresh(&longer) > 0.8);
         // The same producers on more disks put less on each.
         assert_eq!(load(8, 100, 1024).frames(8).shape.depth, 1);
     }
@@ -266,15 +339,21 @@ mod tests {
     #[test]
     fn one_producer_waits_for_the_disk_and_many_for_its_bandwidth() {
         let alone = load(1, 1, 1024);
-        near(alone.put_ev_s(&alone.frames(1), &SLOW).unwrap(), 1.0 / (3e-3 + 4096.0 / 0.3e9 + 21.3e-6));
+        let cycle = 3e-3 + 4096.0 / 0.3e9 + FRAME_S + TRANSACTION_S + 2.0 * WAKE_S;
+        near(alone.put_ev_s(&alone.frames(1), &SLOW, ALL).unwrap(), 1.0 / cycle);
         let many = load(64, 1000, 1024);
         let frames = many.frames(1);
         let limit = 0.3e9 / many.disk_bytes(&frames);
-        let found = many.put_ev_s(&frames, &SLOW).unwrap();
+        let found = many.put_ev_s(&frames, &SLOW, ALL).unwrap();
         assert!(found > 0.5 * limit && found <= limit, "{found} of {limit}");
         // On a fast disk the thread that makes frames is what ends it.
-        let found = many.put_ev_s(&frames, &Simple { latency_s: 1e-6, bytes_s: 1e12 }).unwrap();
-        near(found, 1000.0 / many.frame_cpu_s(&frames));
+        let quick = Simple { latency_s: 1e-6, bytes_s: 1e12 };
+        let found = many.put_ev_s(&frames, &quick, ALL).unwrap();
+        near(found, 1000.0 / many.write_cpu_s(&frames));
+        // Or the processors are.
+        let small = load(64, 1, 256);
+        let frames = small.frames(1);
+        near(small.put_ev_s(&frames, &quick, 1.0).unwrap(), 1.0 / (PRODUCER_S + small.write_cpu_s(&frames) / 32.0));
     }
 
     #[test]
