@@ -9,12 +9,16 @@
 //! All are measured in each round, one after the other. Agents are processes of their own, so that what the senders cost is
 //! not counted as theirs. An event of a rate was delivered by the sink; the CPU of an agent is that of a whole load, until
 //! the last event that it acknowledged is delivered.
+//!
+//! Two things bound the whole: its slowest part, and the processors, which the parts and the senders share in the whole and
+//! have for themselves when they are measured alone.
 
 mod load;
 mod subject;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -22,7 +26,7 @@ use serde_json::json;
 use system_tests::hdfs::Hdfs;
 use system_tests::{penstock, ports};
 
-use self::load::{Load, Source};
+use self::load::{Load, Sent, Source};
 use self::subject::{Passed, Subject};
 use crate::channel::{self, FOLDER};
 use crate::numbers::{Spread, rounded};
@@ -183,21 +187,26 @@ impl<'a> Bench<'a> {
         sheet.add("P14", "whole, events/s", "", whole.ev_s);
         sheet.add("P14", "whole, MB/s", "", mb_s(whole.ev_s));
         sheet.add("P14", "source alone, MB/s", "", mb_s(source.ev_s));
-        sheet.add("P14", "channel alone, MB/s", "", mb_s(channel));
+        sheet.add("P14", "channel alone, MB/s", "", mb_s(channel.ev_s));
         sheet.add("P14", "sink alone, MB/s", "", mb_s(sink.ev_s));
-        let bound = source.ev_s.min(channel).min(sink.ev_s);
+        let slowest = source.ev_s.min(channel.ev_s).min(sink.ev_s);
+        let senders = whole.sent.cpu.as_secs_f64() / whole.events as f64;
+        let cpu = [source, channel, sink].map(|part| part.cpu / part.events as f64).iter().sum::<f64>() + senders;
+        let processors = thread::available_parallelism().map_or(1.0, |count| count.get() as f64) / cpu;
+        sheet.add("P14", "processors / CPU of all parts, MB/s", "", mb_s(processors));
         // A load that is over before the first settlement has no rate.
-        if bound > 0.0 {
-            sheet.add("P14", "whole / slowest part", ">= 0.9", whole.ev_s / bound);
+        if slowest > 0.0 {
+            sheet.add("P14", "whole / slowest part", "", whole.ev_s / slowest);
+            sheet.add("P14", "whole / its bound", ">= 0.9", whole.ev_s / slowest.min(processors));
         }
         if let Some(busy) = whole.busy {
             sheet.add("P14", "processors busy meanwhile", "", busy);
         }
         sheet.add("P14", "whole, CPU-s/GiB", "", whole.cpu_s_per_gib(size));
         sheet.add("P14", "source alone, CPU-s/GiB", "", source.cpu_s_per_gib(size));
+        sheet.add("P14", "channel alone, CPU-s/GiB", "", channel.cpu_s_per_gib(size));
         sheet.add("P14", "sink alone, CPU-s/GiB", "", sink.cpu_s_per_gib(size));
-        let senders = Passed { cpu: whole.sent.cpu.as_secs_f64(), ..whole };
-        sheet.add("P14", "senders, CPU-s/GiB", "", senders.cpu_s_per_gib(size));
+        sheet.add("P14", "senders, CPU-s/GiB", "", senders / size as f64 * f64::from(1 << 30));
         sheet.add("P14", "events refused", "0", whole.sent.refused as f64);
 
         if let Some(mut flume) = self.flume.take() {
@@ -219,14 +228,16 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// As many producers as there are connections, and one consumer: events that were put and taken, a second.
-    fn channel(&self) -> Result<f64, String> {
+    /// As many producers as there are connections, and one consumer: events that were put and taken.
+    fn channel(&self) -> Result<Passed, String> {
         let Arguments { connections, batch, size, seconds, .. } = self.arguments;
         let (connections, batch, size) = (connections.to_string(), batch.to_string(), size.to_string());
         let words = ["--producers", &connections, "--batch", &batch, "--size", &size, "--consumers", "1"];
         let outcome = channel::Arguments::typed(&self.root.join("channel"), *seconds, &words)?.measured()?;
         let events = outcome.put_events.unwrap_or_default().min(outcome.take_events.unwrap_or_default());
-        Ok(events as f64 / outcome.reading.elapsed.as_secs_f64())
+        let ev_s = events as f64 / outcome.reading.elapsed.as_secs_f64();
+        let cpu = outcome.reading.cpu.as_secs_f64();
+        Ok(Passed { ev_s, cpu, events, sent: Sent::default(), busy: None })
     }
 
     /// One agent fills a channel, another one drains it.

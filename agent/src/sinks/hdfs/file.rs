@@ -5,9 +5,11 @@
 //!                          └──────► Closing ──► gone  it happens when the file is Ready
 //! ```
 //!
-//! An event is in `waiting` until its bytes are on their way, then in `flying` until they are known to be durable.
-//! Promises that no event is in both and none in neither. What is done with the ranges is the sink's.
+//! An event is waiting until its bytes are on their way, then in `flying` until they are known to be durable. What waits
+//! behind a slow store is cut into parts, each of them for one job, so that a long wait makes no huge one. Promises that no
+//! event is in both and none in neither. What is done with the ranges is the sink's.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -57,7 +59,9 @@ pub(super) struct OpenFile {
     pub(super) writer: Option<Writer>,
     /// No more events: it is closed as soon as it is `Ready`.
     pub(super) closing: bool,
-    pub(super) waiting: Held,
+    /// Parts that are full, with their bytes; before those of `waiting`.
+    full: VecDeque<(Held, Vec<u8>)>,
+    waiting: Held,
     pub(super) flying: Held,
     /// Events and body bytes written, which decide the roll.
     pub(super) events: u64,
@@ -74,12 +78,14 @@ impl OpenFile {
     pub(super) fn new(leftover: Leftover, mut encoder: Encoder, now: Instant) -> OpenFile {
         let mut buffer = Vec::new();
         encoder.start(&mut buffer);
+        let waiting = Held { bytes: buffer.len() as u64, ..Held::default() };
         OpenFile {
             leftover,
             stage: Stage::Noting,
             writer: None,
             closing: false,
-            waiting: Held::default(),
+            full: VecDeque::new(),
+            waiting,
             flying: Held::default(),
             events: 0,
             body_bytes: 0,
@@ -103,25 +109,46 @@ impl OpenFile {
         Ok(bytes)
     }
 
-    /// Bytes that are not on their way to the store.
+    /// Bytes of the part that is not full.
     pub(super) fn buffered_bytes(&self) -> u64 {
         (self.buffer.len() + self.encoder.held_bytes()) as u64
     }
 
-    /// Hands out what is waiting, ending at a boundary between events; from now on it is flying.
+    /// What was added becomes a part of its own, ending at a boundary between events. What comes next goes into `empty`.
+    pub(super) fn cut(&mut self, empty: Vec<u8>) {
+        assert!(empty.is_empty(), "nothing of another file");
+        self.encoder.finish_block(&mut self.buffer);
+        self.full.push_back((std::mem::take(&mut self.waiting), std::mem::replace(&mut self.buffer, empty)));
+    }
+
+    /// Whether a part is full and waits.
+    pub(super) fn has_full_part(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    /// Hands out the oldest full part; from now on it is flying.
     pub(super) fn fly(&mut self) -> Bytes {
         assert!(self.flying.ranges.is_empty(), "one job at a time per file");
-        self.encoder.finish_block(&mut self.buffer);
-        self.flying = std::mem::take(&mut self.waiting);
-        Bytes::from(std::mem::take(&mut self.buffer))
+        let (held, bytes) = self.full.pop_front().unwrap_or_default();
+        self.flying = held;
+        Bytes::from(bytes)
+    }
+
+    /// When the oldest event was taken whose bytes are not on their way; `None` when all are.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.full.front().map_or(self.waiting.since, |(held, _)| held.since)
     }
 
     /// When its oldest event was taken.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        match (self.flying.since, self.waiting.since) {
-            (Some(flying), Some(waiting)) => Some(flying.min(waiting)),
-            (flying, waiting) => flying.or(waiting),
-        }
+        self.flying.since.or(self.waiting_since())
+    }
+
+    /// Everything that it holds, when nothing more becomes of it.
+    pub(super) fn take_held(&mut self) -> Vec<Held> {
+        let full = std::mem::take(&mut self.full).into_iter().map(|(held, _)| held);
+        let flying = std::mem::take(&mut self.flying);
+        [flying].into_iter().chain(full).chain([std::mem::take(&mut self.waiting)]).collect()
     }
 }
 
@@ -146,10 +173,18 @@ mod tests {
         for seq in [5, 6, 9] {
             assert_eq!(file.add(seq, batch.get(0), now, 0).unwrap(), 4);
         }
+        file.cut(Vec::new());
+        file.add(10, batch.get(0), now, 0).unwrap();
+        assert!(file.has_full_part());
         assert_eq!(file.fly(), Bytes::from_static(b"one\none\none\n"));
         assert_eq!(file.flying.ranges, [SeqRange::new(5, 7), SeqRange::new(9, 10)]);
-        assert_eq!((file.flying.events, file.flying.bytes, file.waiting.events), (3, 12, 0));
-        file.add(10, batch.get(0), now, 0).unwrap();
-        assert_eq!((file.waiting.events, file.events, file.body_bytes), (1, 4, 12));
+        assert_eq!((file.flying.events, file.flying.bytes, file.waiting.events), (3, 12, 1));
+        file.cut(Vec::new());
+        file.add(11, batch.get(0), now, 0).unwrap();
+        assert_eq!((file.events, file.body_bytes, file.buffered_bytes()), (5, 15, 4));
+        let held: Vec<_> = file.take_held().into_iter().map(|held| (held.ranges, held.bytes)).collect();
+        let range = |start, end| vec![SeqRange::new(start, end)];
+        let flown = vec![SeqRange::new(5, 7), SeqRange::new(9, 10)];
+        assert_eq!(held, [(flown, 12), (range(10, 11), 4), (range(11, 12), 4)]);
     }
 }

@@ -29,6 +29,8 @@ pub(super) enum Done {
     Synced {
         file: FileId,
         writer: Writer,
+        /// The memory of what was written, empty, where the store has let go of it.
+        buffer: Vec<u8>,
         result: Result<u64, StoreError>,
     },
     /// Closed, and if that worked, published.
@@ -82,9 +84,21 @@ pub(super) fn open(store: Store, file: FileId, path: String, reports: UnboundedS
 
 pub(super) fn sync(mut writer: Writer, file: FileId, bytes: Bytes, reports: UnboundedSender<Done>) {
     spawn(reports, async move {
-        let result = writer.append(bytes, Then::Sync).await;
-        Done::Synced { file, writer, result }
+        let result = writer.append(bytes.clone(), Then::Sync).await;
+        Done::Synced { file, writer, buffer: emptied(bytes), result }
     });
+}
+
+/// The memory of `bytes`, if nobody else reads them.
+fn emptied(bytes: Bytes) -> Vec<u8> {
+    match bytes.try_into_mut() {
+        Ok(mut bytes) => {
+            // Before it becomes a vector, which would move what is in it.
+            bytes.clear();
+            bytes.into()
+        }
+        Err(_) => Vec::new(),
+    }
 }
 
 pub(super) fn close(

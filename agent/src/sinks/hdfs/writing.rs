@@ -6,6 +6,7 @@
 
 mod outcomes;
 mod routing;
+mod spares;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use super::jobs::{self, Done, FileId};
 use super::keys::Plan;
 use super::note::Leftover;
 use crate::component::{ComponentError, Progress, SinkContext, SinkError};
+use spares::Spares;
 
 /// Longest wait of one take; a take that waits costs nothing.
 const TAKE_WAIT: Duration = Duration::from_secs(5);
@@ -82,6 +84,7 @@ pub(super) struct Writing {
     printed: Expanded,
     /// The same of the last event that found its file by its place, and that file.
     recent: Option<(Expanded, FileId)>,
+    spares: Spares,
 
     taking: Option<Ticket<Result<Lease, TakeError>>>,
     /// Events taken and not yet routed, and how many of the first slice are.
@@ -128,6 +131,7 @@ impl Writing {
             rejected: HashMap::new(),
             printed: Expanded::default(),
             recent: None,
+            spares: Spares::default(),
             taking: None,
             backlog: std::collections::VecDeque::new(),
             routed: 0,
@@ -192,6 +196,7 @@ impl Writing {
                 let lease = lease.inspect_err(|_| context.counters.channel_read_fail.add(1))?;
                 context.counters.count_batch(lease.event_count(), self.plan.batch);
                 if lease.is_empty() {
+                    self.spares.clear();
                     return Ok(Progress::Idle);
                 }
                 self.leased_events += lease.event_count() as u64;
@@ -216,12 +221,12 @@ impl Writing {
     }
 
     /// No more events for the file of this place; it closes now, or when it is ready.
-    fn close_bucket(&mut self, place: &Place) {
+    fn close_bucket(&mut self, context: &SinkContext, place: &Place) {
         if let Some(bucket) = self.buckets.remove(place)
             && let Some(file) = self.files.get_mut(&bucket.file)
         {
             file.closing = true;
-            self.start_close(bucket.file);
+            self.start_close(context, bucket.file);
         }
     }
 
@@ -242,10 +247,10 @@ impl Writing {
         let old: Vec<Place> =
             self.buckets.iter().filter(|(_, bucket)| is_old(bucket)).map(|(place, _)| place.clone()).collect();
         for place in old {
-            self.close_bucket(&place);
+            self.close_bucket(context, &place);
         }
         let is_due = |file: &OpenFile| {
-            let waited = file.waiting.since.is_some_and(|since| now >= since + self.plan.sync_interval);
+            let waited = file.waiting_since().is_some_and(|since| now >= since + self.plan.sync_interval);
             file.stage == Stage::Ready && waited
         };
         let due: Vec<FileId> = self.files.iter().filter(|(_, file)| is_due(file)).map(|(id, _)| *id).collect();
@@ -253,8 +258,10 @@ impl Writing {
             self.start_sync(context, id);
         }
         let dues = self.files.values().flat_map(|file| {
-            let sync =
-                file.waiting.since.filter(|_| file.stage == Stage::Ready).map(|since| since + self.plan.sync_interval);
+            let sync = file
+                .waiting_since()
+                .filter(|_| file.stage == Stage::Ready)
+                .map(|since| since + self.plan.sync_interval);
             let open = Some(file).filter(|file| !file.closing);
             let roll = open.and(self.plan.roll_interval).map(|interval| file.opened + interval);
             let idle = open.and(self.plan.idle).map(|idle| file.last_event + idle);
@@ -279,7 +286,7 @@ impl Writing {
             .files
             .iter()
             .filter(|(_, file)| file.stage == Stage::Ready && !file.closing)
-            .filter_map(|(id, file)| Some((file.waiting.since?, *id)))
+            .filter_map(|(id, file)| Some((file.waiting_since()?, *id)))
             .collect();
         waiting.sort();
         let half = waiting.len().div_ceil(2);
@@ -290,39 +297,50 @@ impl Writing {
 
     fn start_sync(&mut self, context: &SinkContext, id: FileId) {
         let Some(file) = self.files.get_mut(&id) else { return };
-        if file.stage != Stage::Ready || file.closing || file.waiting.events == 0 {
+        if file.stage != Stage::Ready || file.waiting_since().is_none() {
             return;
         }
         let Some(writer) = file.writer.take() else { return };
         file.stage = Stage::Syncing;
+        if !file.has_full_part() {
+            file.cut(self.spares.take());
+        }
         context.counters.syncs.add(1);
         jobs::sync(writer, id, file.fly(), self.reports.clone());
     }
 
     /// A file has no job now: what is wanted of it next?
-    fn ready(&mut self, id: FileId) {
+    fn ready(&mut self, context: &SinkContext, id: FileId) {
         let Some(file) = self.files.get(&id) else { return };
         if file.closing {
-            self.start_close(id);
-        } else if let Some(since) = file.waiting.since {
+            self.start_close(context, id);
+        } else if file.has_full_part() {
+            self.start_sync(context, id);
+        } else if let Some(since) = file.waiting_since() {
             self.due_at(since + self.plan.sync_interval);
         }
     }
 
-    fn start_close(&mut self, id: FileId) {
+    fn start_close(&mut self, context: &SinkContext, id: FileId) {
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.stage != Stage::Ready {
             return;
         }
         if file.events == 0 {
             // Its only event was refused: there is nothing to publish.
-            let Some(file) = self.files.remove(&id) else { return };
-            self.leased_bytes = self.leased_bytes.saturating_sub(file.waiting.bytes);
+            let Some(mut file) = self.files.remove(&id) else { return };
+            let bytes = file.take_held().iter().map(|held| held.bytes).sum();
+            self.leased_bytes = self.leased_bytes.saturating_sub(bytes);
             return self.heal_later(file.leftover, 0);
+        }
+        if file.has_full_part() {
+            // The last part closes the file, and comes behind those that are full.
+            return self.start_sync(context, id);
         }
         let Some(writer) = file.writer.take() else { return };
         file.stage = Stage::Closing;
         let names = file.leftover.names.clone();
+        file.cut(Vec::new());
         let bytes = file.fly();
         jobs::close(self.store.clone(), writer, id, bytes, names, file.leftover.counter, self.reports.clone());
     }
@@ -391,7 +409,7 @@ impl Writing {
         self.taking = None;
         self.backlog.clear();
         for place in self.buckets.keys().cloned().collect::<Vec<_>>() {
-            self.close_bucket(&place);
+            self.close_bucket(context, &place);
         }
         loop {
             self.due_at(Instant::now());

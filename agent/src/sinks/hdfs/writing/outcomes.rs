@@ -33,13 +33,14 @@ impl Writing {
                 }
             }
             Done::Opened { file: id, result } => self.opened(context, id, result),
-            Done::Synced { file: id, writer, result } => match result {
+            Done::Synced { file: id, writer, buffer, result } => match result {
                 Ok(length) => {
+                    self.spares.put(buffer);
                     self.settle_flown(id, length, true);
                     let Some(file) = self.files.get_mut(&id) else { return };
                     file.writer = Some(writer);
                     file.stage = Stage::Ready;
-                    self.ready(id);
+                    self.ready(context, id);
                 }
                 Err(error) => self.give_up(context, id, &error.to_string(), true),
             },
@@ -82,7 +83,7 @@ impl Writing {
                 file.stage = Stage::Ready;
                 self.rejected.remove(&file.leftover.names.place);
                 context.counters.connection_created.add(1);
-                self.ready(id);
+                self.ready(context, id);
             }
             Err(StoreError::AlreadyExists { path }) => self.take_next_name(context, id, &path),
             Err(error) => {
@@ -178,15 +179,15 @@ impl Writing {
 
     /// Ends a file that failed: its unsettled events return, and what is on the store is healed.
     fn give_up(&mut self, context: &SinkContext, id: FileId, cause: &str, maybe_created: bool) {
-        let Some(file) = self.files.remove(&id) else { return };
+        let Some(mut file) = self.files.remove(&id) else { return };
+        let held = file.take_held();
         let place = &file.leftover.names.place;
         if self.buckets.get(place).is_some_and(|bucket| bucket.file == id) {
             self.buckets.remove(place);
         }
         context.counters.connection_failed.add(1);
         context.counters.event_write_fail.add(1);
-        self.end_lease(file.flying.ranges, file.flying.bytes, Outcome::Returned);
-        self.end_lease(file.waiting.ranges, file.waiting.bytes, Outcome::Returned);
+        held.into_iter().for_each(|held| self.end_lease(held.ranges, held.bytes, Outcome::Returned));
         if maybe_created || file.leftover.settled > 0 {
             self.heal_later(file.leftover, 0);
         } else {

@@ -41,7 +41,7 @@ impl Writing {
         }
         let id = match self.recent_file() {
             Some(id) => id,
-            None => match self.find_file(now, now_ms) {
+            None => match self.find_file(context, now, now_ms) {
                 Ok(id) => id,
                 Err(reason) => return self.unwritable(context, seq, event, &reason),
             },
@@ -49,12 +49,13 @@ impl Writing {
         let Some(file) = self.files.get_mut(&id) else { return };
         self.uses += 1;
         file.used = self.uses;
-        let idle = file.waiting.since.is_none();
+        let idle = file.waiting_since().is_none();
         match file.add(seq, event, now, now_ms) {
             Ok(bytes) => self.leased_bytes += bytes,
             Err(reason) => return self.unwritable(context, seq, event, &reason.to_string()),
         }
         if file.buffered_bytes() >= self.plan.sync_bytes {
+            file.cut(self.spares.take());
             self.start_sync(context, id);
         } else if idle {
             self.due_at(now + self.plan.sync_interval);
@@ -73,12 +74,12 @@ impl Writing {
     }
 
     /// The file for what was printed last.
-    fn find_file(&mut self, now: Instant, now_ms: i64) -> Result<FileId, String> {
+    fn find_file(&mut self, context: &SinkContext, now: Instant, now_ms: i64) -> Result<FileId, String> {
         let place = self.plan.templates.place(&self.printed).map_err(|reason| reason.to_string())?;
         if self.rejected.get(&place).is_some_and(|times| *times >= REJECTIONS_MAX) {
             return Err("the store rejects the name of its file".to_owned());
         }
-        let id = self.file_for(place, now, now_ms)?;
+        let id = self.file_for(context, place, now, now_ms)?;
         match &mut self.recent {
             Some((printed, file)) => {
                 printed.clone_from(&self.printed);
@@ -96,18 +97,18 @@ impl Writing {
     }
 
     /// The file that takes an event of `place` now: the open one, unless it is full, or a new one.
-    fn file_for(&mut self, place: Place, now: Instant, now_ms: i64) -> Result<FileId, String> {
+    fn file_for(&mut self, context: &SinkContext, place: Place, now: Instant, now_ms: i64) -> Result<FileId, String> {
         let mut counter = None;
         if let Some(bucket) = self.buckets.get(&place) {
             if !self.is_full(&self.files[&bucket.file]) {
                 return Ok(bucket.file);
             }
             counter = Some(bucket.counter + 1);
-            self.close_bucket(&place);
+            self.close_bucket(context, &place);
         } else if self.buckets.len() >= self.plan.files_max {
             let unused = self.buckets.iter().min_by_key(|(_, bucket)| self.files[&bucket.file].used);
             if let Some(place) = unused.map(|(place, _)| place.clone()) {
-                self.close_bucket(&place);
+                self.close_bucket(context, &place);
             }
         }
         // Files of one bucket count up by one, as in Flume; a new bucket starts at the clock, above every other name.
@@ -116,11 +117,10 @@ impl Writing {
         let names = Names { place: place.clone(), suffix: self.plan.suffix.clone() };
         let leftover = Leftover { in_use: self.name_in_use(&place, counter)?, names, counter, settled: 0 };
         let encoder = Encoder::new(self.plan.format, wire::java::event_headers, random_marker());
-        let mut file = OpenFile::new(leftover, encoder, now);
+        let file = OpenFile::new(leftover, encoder, now);
         let id = self.next_file;
         self.next_file += 1;
         self.leased_bytes += file.buffered_bytes();
-        file.waiting.bytes = file.buffered_bytes();
         self.files.insert(id, file);
         self.buckets.insert(place, Bucket { file: id, counter, first_counter: counter });
         self.noting.push(id);
