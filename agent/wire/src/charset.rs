@@ -266,6 +266,11 @@ impl Decoder {
                 }
                 Ok(())
             }
+            Form::Unicode(unicode) if self.pending.is_empty() => {
+                let (used, outcome) = unicode.decode(bytes, &mut self.order, text);
+                self.pending.extend_from_slice(&bytes[used..]);
+                outcome.map_err(|()| malformed)
+            }
             Form::Unicode(unicode) => {
                 self.pending.extend_from_slice(bytes);
                 let (used, outcome) = unicode.decode(&self.pending, &mut self.order, text);

@@ -33,6 +33,9 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 /// Also the longest head. Jetty's limit is 8 KiB; this is what a body is read with as well.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// Room for a body is made at once up to here.
+const ANNOUNCED_BYTES_MAX: u64 = 1 << 20;
+
 /// A body that has begun goes on by this much within the servers' patience.
 const PROGRESS_BYTES: usize = 64 * 1024;
 
@@ -149,7 +152,8 @@ impl Session {
         if body.size_hint().lower() > limit as u64 {
             return Err(too_large());
         }
-        let mut bytes = Vec::new();
+        // What is announced and does not come costs no memory, only addresses.
+        let mut bytes = Vec::with_capacity(body.size_hint().lower().min(ANNOUNCED_BYTES_MAX) as usize);
         let (mut goal, mut deadline) = (PROGRESS_BYTES, Instant::now() + PATIENCE);
         loop {
             let frame = match tokio::time::timeout_at(deadline, body.frame()).await {

@@ -18,8 +18,15 @@ use crate::component::{AcceptError, Intake};
 use crate::sources::common::allowance::{Allowance, FREE_BYTES};
 use crate::sources::common::server::{PATIENCE, Server, close_gently, refusal_text};
 
-/// Read at once: within what a connection may hold for nothing.
+/// Read first: within what a connection may hold for nothing.
 const READ_BYTES: usize = FREE_BYTES;
+
+/// Read at once while more is there already.
+const READ_MORE_BYTES: usize = 64 * 1024;
+
+/// What was sent meanwhile is read up to here and committed together: a commit takes about as long for this much as for one
+/// line, and the lines behind it wait for it.
+const TOGETHER_BYTES: usize = 256 * 1024;
 
 /// Why a connection ended before its peer wanted.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +52,8 @@ pub(super) struct Connection {
     lines: Lines,
     encoder: Encoder,
     allowance: Allowance,
+    /// How the connection ended, while what came before is not taken.
+    broken: Option<std::io::Error>,
 }
 
 impl Connection {
@@ -57,6 +66,7 @@ impl Connection {
             lines: Lines::new(terms.charset, terms.line_length_max),
             encoder: terms.charset.encoder(),
             allowance: server.allowance.of_connection(),
+            broken: None,
             server,
         }
     }
@@ -78,6 +88,9 @@ impl Connection {
 
     /// Waits for bytes. `false` when the peer has closed its side, or a stop is requested.
     async fn read(&mut self) -> Result<bool, Ended> {
+        if let Some(error) = self.broken.take() {
+            return Err(error.into());
+        }
         loop {
             tokio::select! {
                 biased;
@@ -90,22 +103,57 @@ impl Connection {
                     continue;
                 }
             }
-            // Only now there is something to hold: idle connections have no buffer.
-            let mut buffer = vec![0; READ_BYTES];
-            match self.stream.try_read(&mut buffer) {
-                Ok(0) => return Ok(false),
-                Ok(count) => {
-                    tokio::select! {
-                        biased;
-                        () = self.server.context.stop.requested() => return Ok(false),
-                        () = self.allowance.cover(self.lines.held_bytes() + count) => {}
-                    }
-                    self.lines.feed(&buffer[..count]);
-                    return Ok(true);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
+            if let Some(goes_on) = self.read_what_is_there().await? {
+                return Ok(goes_on);
             }
+        }
+    }
+
+    /// Reads until nothing more is there, or enough. `None` when nothing is there at all, `false` when the peer has closed its
+    /// side, or a stop is requested.
+    async fn read_what_is_there(&mut self) -> Result<Option<bool>, Ended> {
+        // Only now there is something to hold: idle connections have no buffer.
+        let mut buffer = vec![0; READ_BYTES];
+        let mut read = 0;
+        while read < TOGETHER_BYTES {
+            let count = match self.stream.try_read(&mut buffer) {
+                Ok(0) if read == 0 => return Ok(Some(false)),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
+                Err(error) if read == 0 => return Err(error.into()),
+                // What came before it is taken first.
+                Err(error) => {
+                    self.broken = Some(error);
+                    0
+                }
+            };
+            if count == 0 {
+                break;
+            }
+            if !self.cover(count).await {
+                return Ok(Some(false));
+            }
+            self.lines.feed(&buffer[..count]);
+            read += count;
+            if count < buffer.len() {
+                break;
+            }
+            if buffer.len() < READ_MORE_BYTES {
+                if !self.cover(READ_MORE_BYTES).await {
+                    return Ok(Some(false));
+                }
+                buffer.resize(READ_MORE_BYTES, 0);
+            }
+        }
+        Ok((read > 0).then_some(true))
+    }
+
+    /// Waits until so many bytes more may be held; `false` when a stop is requested meanwhile.
+    async fn cover(&mut self, bytes: usize) -> bool {
+        tokio::select! {
+            biased;
+            () = self.server.context.stop.requested() => false,
+            () = self.allowance.cover(self.lines.held_bytes() + bytes) => true,
         }
     }
 
@@ -113,7 +161,7 @@ impl Connection {
     async fn take_lines(&mut self) -> Result<(), Ended> {
         let capacity = self.intake.transaction_capacity().max(1);
         loop {
-            let mut batch = EventBatch::new();
+            let mut batch = EventBatch::with_capacity(0, self.lines.held_bytes().min(READ_MORE_BYTES));
             let ended = loop {
                 match self.lines.next() {
                     Next::Line(line) => {

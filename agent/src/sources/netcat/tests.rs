@@ -119,6 +119,15 @@ async fn more_lines_than_a_transaction_holds_become_several_commits() {
 }
 
 #[tokio::test]
+async fn much_that_comes_at_once_is_read_whole_and_in_order() {
+    let rig = Rig::with(roomy(), terms(&[("max-line-length", "2048")])).await;
+    // Several times what is read in one go.
+    let lines: Vec<String> = (0..1000).map(|number| format!("{number} {}", "x".repeat(number * 7 % 1999))).collect();
+    assert_eq!(rig.talk((lines.join("\n") + "\n").as_bytes()).await, b"OK\n".repeat(1000));
+    assert_eq!(rig.bodies().await, lines);
+}
+
+#[tokio::test]
 async fn a_stop_ends_idle_connections_and_closes_the_port() {
     let rig = Rig::with(roomy(), terms(&[])).await;
     let mut idle = TcpStream::connect(rig.address).await.unwrap();

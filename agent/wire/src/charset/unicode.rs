@@ -145,10 +145,11 @@ impl Unicode {
     }
 }
 
-/// Appends the valid beginning of `bytes` and returns its length.
+/// Appends the valid beginning of `bytes` and returns its length. `from_utf8` looks at several bytes at once where they are
+/// ASCII, which `utf8_chunks` does not.
 fn push_valid_utf8(bytes: &[u8], text: &mut String) -> usize {
-    let chunk = bytes.utf8_chunks().next();
-    let valid = chunk.map_or("", |chunk| chunk.valid());
+    let valid = std::str::from_utf8(bytes)
+        .unwrap_or_else(|error| std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default());
     text.push_str(valid);
     valid.len()
 }

@@ -142,3 +142,14 @@ proptest! {
         prop_assert_eq!(read(&text), Ok(vec![format!("{name}={value}|{body}")]));
     }
 }
+
+#[test]
+fn the_end_of_a_text_is_found_wherever_it_is() {
+    for length in 0..200 {
+        let text = "x".repeat(length);
+        reads(
+            &format!(r#"[{{"body":"{text}"}},{{"body":"{text}\"{text}"}}]"#),
+            &[&format!("|{text}"), &format!("|{text}\"{text}")],
+        );
+    }
+}
