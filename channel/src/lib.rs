@@ -46,7 +46,8 @@ pub use durable::inspect;
 #[cfg(any(test, feature = "sim"))]
 pub use durable::simulation;
 pub use durable::{
-    DamageReport, Devices, DurableChannel, DurableOptions, MemoryUse, OnDamage, OpenError, Recovery, calibrate,
+    Compress, DamageReport, Devices, DurableChannel, DurableOptions, MemoryUse, OnDamage, OpenError, Recovery,
+    calibrate,
 };
 pub use event::{EventBatch, EventRef, EventSlice, Existing, MalformedEvents};
 pub use memory::{MemoryChannel, MemoryOptions, MemoryOptionsError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use channel::inspect::{Inspection, Looking, Which};
-use channel::{Channel, Devices, DurableChannel, DurableOptions, EventBatch, TakeLimits};
+use channel::{Channel, Compress, Devices, DurableChannel, DurableOptions, EventBatch, TakeLimits};
 use wal::io::Dir;
 use wal::io::real::{Backend, RealDir};
 use wal::recover::scan::Depth;
@@ -20,7 +20,7 @@ fn key() -> ChannelKey {
 
 fn options(root: &Path, compress: bool, encrypt: bool) -> DurableOptions {
     DurableOptions {
-        compress,
+        compress: if compress { Compress::Always } else { Compress::Never },
         // Everything is read back from the disk.
         hot_tail_bytes: 0,
         segment_len: 4 << 20,

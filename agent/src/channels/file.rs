@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel::{Devices, DurableChannel, DurableOptions, OnDamage, OpenError};
+use channel::{Compress, Devices, DurableChannel, DurableOptions, OnDamage, OpenError};
 use wal::io::real::Backend;
 use wal::keys::{KeyError, KeyFile};
 use wal::limits::{PAGE, SEGMENT_DEFAULT};
@@ -132,9 +132,9 @@ static KEYS: &[Key] = &[
     ),
     Key::choice(
         "penstock.compression",
-        &["none", "zstd"],
+        &["none", "zstd", "zstd-always"],
         KeyDefault::Is("none"),
-        "Whether events are compressed on their way into the log. Transactions that do not shrink are written as they are. Worth it where the disk is slower than the processors.",
+        "Whether events are compressed on their way into the log: while that makes the channel faster, because the disk is slower than the processors, or always, for the space on disk. Transactions that do not shrink are written as they are.",
     ),
     Key::integer(
         "penstock.deadLetterMaxBytes",
@@ -305,7 +305,11 @@ fn read(settings: &Settings) -> Result<FileOptions, Refused> {
         reserve_bytes: settings.count("minimumRequiredSpace") as u64,
         disk_bytes_max: bytes_max,
         pool_bytes: settings.count("penstock.poolBytes") as u64,
-        compress: settings.choice("penstock.compression") == "zstd",
+        compress: match settings.choice("penstock.compression") {
+            "zstd" => Compress::WhereFaster,
+            "zstd-always" => Compress::Always,
+            _ => Compress::Never,
+        },
         hot_tail_bytes: settings.count("penstock.hotTailBytes"),
         scrub_interval: Duration::from_secs(settings.count("penstock.scrubHours") as u64 * 3600),
         on_damage: match settings.choice("penstock.onDamage") {

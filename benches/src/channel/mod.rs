@@ -10,11 +10,13 @@ pub(crate) mod still;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use channel::{Channel as _, Devices, DurableChannel, DurableOptions};
+use channel::{Channel as _, Compress, Devices, DurableChannel, DurableOptions};
 use clap::{Args, Parser as _, ValueEnum};
 use serde_json::{Value, json};
+use wal::flushes::Durability;
 use wal::io::real::Backend;
 use wal::seal::ChannelKey;
+use wal::tuning::Tuning;
 
 use steady::Steady;
 
@@ -82,12 +84,19 @@ pub(crate) struct Arguments {
     /// Encrypt with AES-256-GCM; to open or drain what was filled so, say it again
     #[arg(long)]
     pub(crate) encrypt: bool,
-    /// Compress what shrinks
-    #[arg(long)]
-    pub(crate) compress: bool,
+    /// Compress what shrinks: while that is faster (said without a word), or always
+    #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, default_value = "never", default_missing_value = "where-faster")]
+    pub(crate) compress: When,
     /// How the log is written: io_uring, direct or buffered; the first that works without it
     #[arg(long, value_name = "HOW", value_parser = |name: &str| Backend::named(name).ok_or("not a way to write"))]
     pub(crate) io: Option<Backend>,
+    /// How writes become durable: per-write or shared-flush; with --depth instead of what is measured when the folder is made,
+    /// as the agent does
+    #[arg(long, value_name = "HOW", value_parser = |name: &str| Durability::named(name).ok_or("not a way to sync"))]
+    pub(crate) sync: Option<Durability>,
+    /// Frames in flight on each disk
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) depth: Option<u16>,
     /// load: fill and drain so many bytes first, so that the measured puts find segments that are there already
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = cli::bytes)]
     pub(crate) warm_pool: u64,
@@ -100,6 +109,23 @@ pub(crate) struct Arguments {
     pub(crate) raw_flushes: Option<Duration>,
     #[arg(long, value_enum, default_value_t = Payload::Random)]
     pub(crate) payload: Payload,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    Never,
+    WhereFaster,
+    Always,
+}
+
+impl When {
+    fn name(self) -> &'static str {
+        match self {
+            When::Never => "never",
+            When::WhereFaster => "where-faster",
+            When::Always => "always",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -179,10 +205,21 @@ impl Arguments {
         let mut options = DurableOptions::new("bench", self.folders());
         options.capacity = u64::MAX / 2;
         options.backend = self.io;
+        options.tuning = (self.sync.is_some() || self.depth.is_some()).then(|| {
+            let plain = Tuning::default();
+            Tuning {
+                durability: self.sync.unwrap_or(plain.durability),
+                depth: self.depth.map_or(plain.depth, usize::from),
+            }
+        });
         options.pool_bytes = options.pool_bytes.max(self.pool).max(self.warm_pool + (self.warm_pool >> 2));
         options.transaction_capacity = 10_000.max(self.batch as usize).max(self.take_batch as usize);
         options.checkpoint_interval = self.checkpoint_interval;
-        options.compress = self.compress;
+        options.compress = match self.compress {
+            When::Never => Compress::Never,
+            When::WhereFaster => Compress::WhereFaster,
+            When::Always => Compress::Always,
+        };
         if self.encrypt {
             options.key = Some(ChannelKey::new("bench", [7; 32])?);
         }
@@ -241,7 +278,8 @@ impl Outcome {
             "mode": arguments.mode.name(),
             "producers": arguments.producers, "consumers": arguments.consumers, "dirs": arguments.dir.len(),
             "batch": arguments.batch, "take_batch": arguments.take_batch, "size": arguments.size,
-            "rate": arguments.rate, "encrypt": arguments.encrypt, "compress": arguments.compress, "payload": arguments.payload.name(),
+            "rate": arguments.rate, "encrypt": arguments.encrypt, "payload": arguments.payload.name(),
+            "compress": arguments.compress.name(),
             "seconds": rounded(seconds),
             "put_ev_s": rate(self.put_events),
             "put_mb_s": self.put_events.map(|events| rounded(bytes(events) / seconds / 1e6)),

@@ -13,6 +13,7 @@ mod found;
 pub mod inspect;
 mod job;
 mod open;
+mod pays;
 mod queue;
 mod ranges;
 mod read;
@@ -22,6 +23,7 @@ mod shell;
 pub mod simulation;
 mod writers;
 
+pub use compress::Compress;
 pub use disks::calibrate;
 pub use open::{DamageReport, OnDamage, OpenError, Recovery};
 pub use shell::{Devices, DurableChannel, DurableOptions, MemoryUse};

@@ -19,11 +19,12 @@ use wal::limits::{SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
 use wal::tuning::{Calibration, Tuning};
 
-use super::compress::Compression;
+use super::compress::{Compress, Compression};
 use super::core::reads::READS_MAX;
 use super::core::{Answer, Core, CoreOptions};
 use super::job::PendingPut;
 use super::open::{IDENTITY, OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
+use super::pays::Trials;
 use super::read::Buffers;
 use super::{disks, writers};
 use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
@@ -81,8 +82,8 @@ pub struct DurableOptions {
     pub hot_tail_bytes: usize,
     /// How often a backlog that lies on disk is read to see whether it is still there; zero for never.
     pub scrub_interval: Duration,
-    /// Compresses transactions that shrink.
-    pub compress: bool,
+    /// Whether transactions that shrink are compressed.
+    pub compress: Compress,
     /// Encrypts new frames.
     pub key: Option<ChannelKey>,
     /// Reads old frames; the key for new ones need not be repeated.
@@ -119,7 +120,7 @@ impl DurableOptions {
             disk_bytes_max: None,
             hot_tail_bytes: 64 << 20,
             scrub_interval: SCRUB_INTERVAL,
-            compress: false,
+            compress: Compress::Never,
             key: None,
             old_keys: Vec::new(),
             on_damage: OnDamage::Refuse,
@@ -158,7 +159,10 @@ pub(super) struct Shared {
     key: Mutex<Option<ChannelKey>>,
     started: Instant,
     transaction_capacity: usize,
-    compress: bool,
+    /// Whether what is put now is compressed.
+    compresses: AtomicBool,
+    /// Who decides that.
+    trials: Option<Mutex<Trials>>,
     stopping: AtomicBool,
 }
 
@@ -197,6 +201,15 @@ impl Shared {
         }
         answers.into_iter().for_each(Answer::send);
         result
+    }
+
+    /// So many bytes of transactions have become durable so far.
+    pub(super) fn durable(&self, bytes: u64) {
+        if let Some(trials) = &self.trials {
+            let mut trials = trials.lock().unwrap_or_else(PoisonError::into_inner);
+            trials.durable(self.now(), bytes);
+            self.compresses.store(trials.compresses(), Ordering::Relaxed);
+        }
     }
 
     fn raise_everything(&self) {
@@ -341,7 +354,8 @@ impl DurableChannel {
             key: Mutex::new(options.key.clone()),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
-            compress: options.compress,
+            compresses: AtomicBool::new(options.compress == Compress::Always),
+            trials: (options.compress == Compress::WhereFaster).then(|| Mutex::new(Trials::new())),
             stopping: AtomicBool::new(false),
         });
         let mut channel =
@@ -593,7 +607,7 @@ impl Producer for DurableProducer {
     fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>> {
         let (sender, ticket) = Ticket::pair();
         let mut put = PendingPut::new(self.id, batch, sender, Duration::ZERO);
-        if self.shared.compress {
+        if self.shared.compresses.load(Ordering::Relaxed) {
             put = put.compressed(|prefix, records| self.compression.compress(prefix, records));
         }
         self.shared.step(|core, now, answers| core.put(now, put, answers));

@@ -82,10 +82,11 @@ fn next_job(shared: &Shared, index: usize) -> Option<(Job, bool)> {
 
 /// Tells the core how writes ended, and whoever waits for that.
 fn ended(shared: &Shared, written: impl IntoIterator<Item = (Job, io::Result<()>)>) {
-    let chore_waits = shared.step(|core, now, answers| {
+    let (chore_waits, bytes) = shared.step(|core, now, answers| {
         written.into_iter().for_each(|(job, result)| core.complete(now, job, result, answers));
-        (0..shared.dirs.len()).filter(|index| core.chore_waits(*index)).collect::<Vec<_>>()
+        ((0..shared.dirs.len()).filter(|index| core.chore_waits(*index)).collect::<Vec<_>>(), core.counts.put_bytes)
     });
+    shared.durable(bytes);
     chore_waits.into_iter().for_each(|index| shared.chores[index].raise_one());
     shared.progress.raise_all();
 }

@@ -407,6 +407,7 @@ impl Core {
             self.release_affinity(put.producer);
             self.flying_events -= put.events();
             self.counts.put_success += put.events();
+            self.counts.put_bytes += put.plain_len() as u64;
             self.queue.publish(range);
             self.cache.offer(range.start, put.batch.freeze());
             if let Some(sender) = put.sender {

@@ -20,7 +20,7 @@ use super::plan::{Plan, Verb};
 use super::world::{CHECKPOINTS, KEYS, OWNER, World, key_of};
 use crate::api::{Channel, TakeLimits};
 use crate::durable::inspect::{Inspection, Looking, Which};
-use crate::durable::{Devices, DurableChannel, DurableOptions};
+use crate::durable::{Compress, Devices, DurableChannel, DurableOptions};
 use crate::event::EventRef;
 
 /// Nobody puts, so a take ends as soon as nothing is left.
@@ -107,7 +107,7 @@ fn opened(root: &Path, names: &[String], plan: &Plan, text: &mut String) -> Resu
     let options = DurableOptions {
         segment_len: plan.segment_pages * 4096,
         pool_bytes: plan.pool_segments * plan.segment_pages * 4096,
-        compress: plan.compressed,
+        compress: if plan.compressed { Compress::Always } else { Compress::Never },
         key: plan.encrypted.then(|| key_of(0)),
         old_keys: keys(),
         backend: Some(Backend::Buffered),
