@@ -44,9 +44,47 @@ pub(crate) struct Comparison<'a> {
 }
 
 /// Of one tool in one round.
+#[derive(Debug, Clone, Copy)]
 struct Seen {
     mb_s: f64,
     p50_us: f64,
+}
+
+/// All rounds of one shape.
+#[derive(Debug, Default)]
+struct Turns {
+    ours: Vec<Seen>,
+    theirs: Vec<Seen>,
+}
+
+impl Turns {
+    fn row(&self, (kind, shape): (Kind, Shape)) -> Value {
+        let rates = |turns: &[Seen]| turns.iter().map(|seen| seen.mb_s).collect::<Vec<f64>>();
+        let (ours, theirs) = (rates(&self.ours), rates(&self.theirs));
+        let median = |rates: &[f64]| Spread::of(rates).median;
+        let ratio = median(&ours) / median(&theirs);
+        let divided =
+            |one: &[f64], other: &[f64]| one.iter().zip(other).map(|(one, other)| one / other).collect::<Vec<f64>>();
+        let waits: Vec<f64> =
+            self.ours.iter().zip(&self.theirs).map(|(own, other)| own.p50_us / other.p50_us).collect();
+        json!({
+            "kind": if kind == Kind::Write { "write" } else { "read" }, "block": shape.block, "depth": shape.depth,
+            "ours_mb_s": Spread::of(&ours).json(), "fio_mb_s": Spread::of(&theirs).json(),
+            "ratio_of_medians": rounded(ratio),
+            "ratio": Spread::of(&divided(&ours, &theirs)).json(),
+            "latency_ratio": Spread::of(&waits).json(),
+            // What one and the same tool differs by from one turn to the next: nothing finer can be seen here.
+            "fio_of_fio": (theirs.len() > 1).then(|| Spread::of(&divided(&theirs[1..], &theirs)).json()),
+            "fio_halves": halves(&theirs).map(|(one, other)| rounded(median(&one) / median(&other))),
+            "agrees": (ratio - 1.0).abs() <= AGREE,
+        })
+    }
+}
+
+/// Every other turn, and the rest.
+fn halves(rates: &[f64]) -> Option<(Vec<f64>, Vec<f64>)> {
+    let half = |first: usize| rates.iter().skip(first).step_by(2).copied().collect::<Vec<f64>>();
+    (rates.len() > 1).then(|| (half(0), half(1)))
 }
 
 impl Comparison<'_> {
@@ -59,30 +97,22 @@ impl Comparison<'_> {
         let writes = if named { self.writes.clone() } else { WRITES.map(shape).to_vec() };
         let reads = if named { Vec::new() } else { READS.map(shape).to_vec() };
         let kinds = writes.into_iter().map(|shape| (Kind::Write, shape));
-        let mut rows = Vec::new();
-        for (kind, shape) in kinds.chain(reads.into_iter().map(|shape| (Kind::Read, shape))) {
-            let (mut ours, mut theirs, mut rates, mut waits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for round in 0..self.rounds {
+        let shapes: Vec<(Kind, Shape)> = kinds.chain(reads.into_iter().map(|shape| (Kind::Read, shape))).collect();
+        let mut all: Vec<Turns> = shapes.iter().map(|_| Turns::default()).collect();
+        // All shapes in each round: what others do to the disk for a while falls on all of them, and on a few turns of each.
+        for round in 0..self.rounds {
+            for ((kind, shape), turns) in shapes.iter().zip(&mut all) {
                 // Who comes first has the disk as the other one left it.
-                let (own, other) = if round.is_multiple_of(2) {
-                    let own = self.ours(kind, shape)?;
-                    (own, self.fio(kind, shape)?)
+                if round.is_multiple_of(2) {
+                    turns.ours.push(self.ours(*kind, *shape)?);
+                    turns.theirs.push(self.fio(*kind, *shape)?);
                 } else {
-                    let other = self.fio(kind, shape)?;
-                    (self.ours(kind, shape)?, other)
-                };
-                ours.push(own.mb_s);
-                theirs.push(other.mb_s);
-                rates.push(own.mb_s / other.mb_s);
-                waits.push(own.p50_us / other.p50_us);
+                    turns.theirs.push(self.fio(*kind, *shape)?);
+                    turns.ours.push(self.ours(*kind, *shape)?);
+                }
             }
-            let ratio = Spread::of(&rates);
-            rows.push(json!({
-                "kind": if kind == Kind::Write { "write" } else { "read" }, "block": shape.block, "depth": shape.depth,
-                "ours_mb_s": Spread::of(&ours).json(), "fio_mb_s": Spread::of(&theirs).json(), "ratio": ratio.json(),
-                "latency_ratio": Spread::of(&waits).json(), "agrees": (ratio.median - 1.0).abs() <= AGREE,
-            }));
         }
+        let rows: Vec<Value> = shapes.iter().zip(&all).map(|(shape, turns)| turns.row(*shape)).collect();
         Ok(json!({
             "command": "device --fio",
             "fio": String::from_utf8_lossy(&version.stdout).trim(),
@@ -113,15 +143,20 @@ impl Comparison<'_> {
     }
 
     fn fio(&self, kind: Kind, shape: Shape) -> Result<Seen, String> {
-        // Our reads are those of threads, as the channel's are.
-        let (engine, one_job) = if kind == Kind::Write { self.engine() } else { ("psync", false) };
+        let (engine, one_job) = self.engine();
         let jobs = if one_job { 1 } else { shape.depth };
         let part = self.bytes / jobs as u64 / shape.block as u64 * shape.block as u64;
         let mut command = Command::new("fio");
+        // Buffers in large pages, as ours are: a disk takes only so many pieces of memory in one request.
+        command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
         command.args(["--name=device", "--output-format=json", "--thread", "--group_reporting", "--time_based"]);
         command.args(["--direct=1", "--lat_percentiles=1", "--clat_percentiles=0", "--allow_file_create=0"]);
         command.arg(format!("--filename={}", self.path.display()));
         command.arg(format!("--ioengine={engine}"));
+        if one_job {
+            // Memory that the kernel has mapped already, one piece for each write, and each is waited for by itself.
+            command.args(["--fixedbufs=1", "--nonvectored=1", "--iodepth_batch_complete_min=1"]);
+        }
         command.arg(format!("--iodepth={}", shape.depth / jobs));
         command.arg(format!("--numjobs={jobs}"));
         command.arg(format!("--size={part}"));
@@ -130,6 +165,7 @@ impl Comparison<'_> {
         command.arg(format!("--runtime={}ms", self.seconds.as_millis()));
         match kind {
             Kind::Write => command.args(["--rw=write", "--sync=dsync", "--overwrite=1"]),
+            // One stream from front to end, so that both tools ask for the same blocks in the same order.
             Kind::Read => command.arg("--rw=read"),
         };
         let output = command.output().map_err(|error| format!("fio: {error}"))?;
@@ -147,7 +183,7 @@ impl Comparison<'_> {
 
 pub(crate) fn table(result: &Value) -> String {
     let mut out = format!(
-        "{} with {}, {} rounds of {} s in turns, load average {}\n\n| | ours, MB/s | fio, MB/s | ours / fio | latency, ours / fio |\n|---|---|---|---|---|\n",
+        "{} with {}, {} rounds of {} s in turns, load average {}\n\n| | ours, MB/s | fio, MB/s | ours / fio, medians | of each turn | fio / fio, turn by turn | fio / fio, halves |\n|---|---|---|---|---|---|---|\n",
         result["fio"].as_str().unwrap_or("fio"),
         result["engine"].as_str().unwrap_or_default(),
         result["rounds"],
@@ -158,15 +194,17 @@ pub(crate) fn table(result: &Value) -> String {
         let spread = |name: &str| format!("{} ({} to {})", row[name]["median"], row[name]["min"], row[name]["max"]);
         writeln!(
             out,
-            "| {} {} x {} | {} | {} | {}{} | {} |",
+            "| {} {} x {} | {} | {} | {}{} | {} | {} | {} |",
             row["kind"].as_str().unwrap_or_default(),
             row["depth"],
             size(row["block"].as_u64().unwrap_or_default()),
             spread("ours_mb_s"),
             spread("fio_mb_s"),
-            spread("ratio"),
+            row["ratio_of_medians"],
             if row["agrees"] == true { "" } else { " DIFFERS" },
-            spread("latency_ratio"),
+            spread("ratio"),
+            spread("fio_of_fio"),
+            row["fio_halves"],
         )
         .expect("a String takes all");
     }

@@ -28,6 +28,10 @@ use crate::limits::PAGE;
 /// Writes or reads in flight at once: beyond this no disk that one log uses becomes faster.
 pub const DEPTH_MAX: usize = 64;
 
+/// Memory of a reader, of which large pages can be made: in small ones a read of 1 MiB lies in more pieces than a virtio disk takes
+/// at a time.
+const LARGE: usize = 4 << 20;
+
 /// Latencies kept of one measurement; later ones count as bytes only. A second of the fastest disk fits.
 const LATENCIES_MAX: usize = 1 << 21;
 
@@ -147,11 +151,12 @@ pub fn fill(file: &dyn File, len: u64) -> io::Result<()> {
 pub fn read(file: &dyn File, len: u64, shape: Shape, time: Duration) -> io::Result<Measured> {
     let run = Run::new(len, shape, time)?;
     run.go(|done| {
-        let mut block = Buffer::zeroed(shape.block)?;
+        let mut memory = Buffer::in_large_pages(shape.block.max(LARGE))?;
+        let block = &mut memory[..shape.block];
         loop {
             let offset = run.take_offset();
             let begin = Instant::now();
-            if file.read_at(&mut block, offset)? < block.len() {
+            if file.read_at(block, offset)? < block.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             done.add(shape.block, begin.elapsed());
@@ -229,11 +234,15 @@ impl Run {
         self.next.fetch_add(1, Ordering::Relaxed) % self.blocks * self.shape.block as u64
     }
 
-    /// The next place, with bytes that were not there before: some disks write nothing when nothing changes.
     /// The number of the next block, and its place.
     fn next(&self) -> (u64, u64) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (number, number % self.blocks * self.shape.block as u64)
+    }
+
+    /// From now on it is measured.
+    fn begin_again(&mut self) {
+        self.begin = Instant::now();
     }
 
     fn is_over(&self) -> bool {

@@ -42,7 +42,7 @@ impl Buffer {
 
     /// A zeroed buffer whose pages are as few and as large as the machine can have them: a disk is told where each one is,
     /// and takes only so many (a virtio disk 256) at a time.
-    pub(super) fn in_large_pages(len: usize) -> io::Result<Buffer> {
+    pub(crate) fn in_large_pages(len: usize) -> io::Result<Buffer> {
         let buffer = Buffer::zeroed(len)?;
         #[cfg(target_os = "linux")]
         if let Memory::Map(map) = &buffer.memory
