@@ -56,6 +56,8 @@ pub struct Plan {
     pub kills: u64,
     pub kept: Kept,
     pub behind: Behind,
+    /// What the next hop takes for the most calls that are not settled; less than the truth makes a canary.
+    pub unsettled_calls: usize,
     pub seed: u64,
 }
 
@@ -119,6 +121,9 @@ impl Outcome {
         if self.unproven_recoveries * 100 < least {
             return Err(format!("only {} of {} recoveries met unproven frames", self.unproven_recoveries, self.kills));
         }
+        if self.receipts.as_ref().is_some_and(|receipts| receipts.settled_events() == 0) {
+            return Err("no settlement was witnessed".to_owned());
+        }
         Ok(())
     }
 
@@ -137,6 +142,7 @@ impl Outcome {
         ];
         if let Some(receipts) = &self.receipts {
             counts.push(("leased at a kill", receipts.open_events));
+            counts.push(("seen to be settled", receipts.settled_events()));
             counts.push(("settled and again", receipts.settled_again.len() as u64));
         }
         counts
@@ -148,7 +154,7 @@ pub fn run(plan: &Plan) -> Outcome {
     let mut random = Random::new(plan.seed);
     let began = Instant::now();
     let (netcat, http) = (ports::free(), ports::free());
-    let next_hop = (plan.behind == Behind::NextHop).then(|| NextHop::start(random.next()));
+    let next_hop = (plan.behind == Behind::NextHop).then(|| NextHop::start(random.next(), plan.unsettled_calls));
     let mut agent = Agent::new(&configuration(plan, netcat, http, next_hop.as_ref()), &[netcat, http]);
     let key = agent.directory().join("k1.key");
     let made = penstock::run(&["keys", "generate", &key.display().to_string()]);

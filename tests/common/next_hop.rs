@@ -1,14 +1,15 @@
 //! The next hop behind an avro sink, in the test's own process, which no kill touches: it answers every call, and knows
 //! from the outside which events the sink has settled.
 //!
-//! The sink has one call in flight, and settles a call that was answered before it makes the next one:
+//! The sink has one call in flight, and goes on while settlements become durable: when it makes a call, at most
+//! [`UNSETTLED_CALLS`] are not settled, this one included, and those before them are:
 //!
 //! ```text
-//! agent      call 1 ──►          settle 1 (durable), call 2 ──►             ✗ kill
-//! next hop          ──► OK                               ──► 1 is settled,        ──► 2 may come again, 1 must not
+//! agent      call 1 ──►       …   call 16 ──►      1 is durable, call 17 ──►                        ✗ kill
+//! next hop             ──► OK …           ──► OK                        ──► 1 is settled    ──► 2 to 17 may come again, 1 must not
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +25,13 @@ use crate::producers;
 
 /// Above what an avro sink puts into one call.
 const LIMITS: FrameLimits = FrameLimits { payload_bytes: 32 << 20, pieces: FrameLimits::PIECES };
+/// As many calls of an avro sink may be delivered and not settled, the one in flight included.
+pub const UNSETTLED_CALLS: usize = 16;
+
 /// An answer takes up to this long, so that many kills meet a call that is not answered.
 const ANSWER_MAX: Duration = Duration::from_millis(3);
+/// On every other connection: so many calls come between two kills that most of them are seen to be settled.
+const QUICK_ANSWER_MAX: Duration = Duration::from_micros(50);
 /// What a dead process has sent is there at once.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,9 +51,9 @@ pub struct Receipts {
 }
 
 impl Receipts {
-    /// One call; `before` are the events of the call before it on the same connection, which was answered.
-    fn call(&mut self, before: &[Id], now: &[Id]) {
-        for id in before {
+    /// A call of these events, behind which these others are settled.
+    fn call(&mut self, settled: &[Id], now: &[Id]) {
+        for id in settled {
             self.settled.insert(*id, true);
         }
         for id in now {
@@ -58,10 +64,15 @@ impl Receipts {
         self.ids.extend(now);
     }
 
-    /// The connection ended after a call of these events.
-    fn end(&mut self, last: &[Id]) {
-        self.open_calls += u64::from(!last.is_empty());
-        self.open_events += last.len() as u64;
+    /// The connection ended after these calls, whose settlement nobody witnessed.
+    fn end(&mut self, open: &VecDeque<Vec<Id>>) {
+        self.open_calls += open.iter().filter(|call| !call.is_empty()).count() as u64;
+        self.open_events += open.iter().map(|call| call.len() as u64).sum::<u64>();
+    }
+
+    /// Events whose settlement was witnessed.
+    pub fn settled_events(&self) -> u64 {
+        self.settled.values().filter(|settled| **settled).count() as u64
     }
 }
 
@@ -88,8 +99,9 @@ pub struct NextHop {
 }
 
 impl NextHop {
-    /// Listens on a port of its own. `seed` decides how long its answers take.
-    pub fn start(seed: u64) -> NextHop {
+    /// Listens on a port of its own. `seed` decides how long its answers take; a sink under test may leave
+    /// [`UNSETTLED_CALLS`] calls unsettled.
+    pub fn start(seed: u64, unsettled_calls: usize) -> NextHop {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the kernel has a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let (receipts, stop) = (Arc::<Mutex<Receipts>>::default(), Arc::<AtomicBool>::default());
@@ -105,10 +117,10 @@ impl NextHop {
                 here.change(|now| *now = (now.0 + 1, from));
                 let (into, here, random) = (Arc::clone(&into), Arc::clone(&here), Random::new(seeds.next()));
                 let serve = move || {
-                    let mut last = Vec::new();
+                    let mut open = VecDeque::new();
                     // Whatever ends the connection, an agent that was killed first of all: the next one begins anew.
-                    let _ended = serve(stream, random, &into, &mut last);
-                    into.lock().expect("nobody panics with the receipts open").end(&last);
+                    let _ended = serve(stream, random, &into, unsettled_calls, &mut open);
+                    into.lock().expect("nobody panics with the receipts open").end(&open);
                     here.change(|now| now.0 -= 1);
                 };
                 thread::Builder::new().name("next hop".to_owned()).spawn(serve).expect("start a thread");
@@ -147,16 +159,18 @@ impl Drop for NextHop {
     }
 }
 
-/// Answers the calls of one connection; `last` are the events of its newest call.
+/// Answers the calls of one connection; `open` are the events of those that may be unsettled, the newest last.
 fn serve(
     mut stream: TcpStream,
     mut random: Random,
     receipts: &Mutex<Receipts>,
-    last: &mut Vec<Id>,
+    unsettled_calls: usize,
+    open: &mut VecDeque<Vec<Id>>,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut decoder, mut session, known) = (FrameDecoder::new(LIMITS), ServerSession::new(), KnownProtocols::new());
     let mut buffer = vec![0; 64 << 10];
+    let longest = if random.below(2) == 0 { ANSWER_MAX } else { QUICK_ANSWER_MAX };
     loop {
         let length = stream.read(&mut buffer)?;
         if length == 0 {
@@ -175,11 +189,12 @@ fn serve(
                     let ids: Vec<Id> = whole.into_iter().flatten().collect();
                     {
                         let mut receipts = receipts.lock().expect("nobody panics with the receipts open");
-                        receipts.call(last, &ids);
+                        let settled = if open.len() >= unsettled_calls { open.pop_front() } else { None };
+                        receipts.call(&settled.unwrap_or_default(), &ids);
                         receipts.spoilt.extend(spoilt.into_iter().filter_map(Result::err));
                     }
-                    *last = ids;
-                    let micros = u64::try_from(ANSWER_MAX.as_micros()).expect("a short time");
+                    open.push_back(ids);
+                    let micros = u64::try_from(longest.as_micros()).expect("a short time");
                     thread::park_timeout(Duration::from_micros(random.below(micros)));
                     call.reply.put_status(frame.serial, Status::Ok, &mut out);
                 }
@@ -197,14 +212,15 @@ mod tests {
     fn an_event_may_come_again_until_its_settlement_is_witnessed() {
         let ids: Vec<Id> = (0..4).map(|number| Id { producer: 1, number }).collect();
         let mut receipts = Receipts::default();
+        let end = |receipts: &mut Receipts, ids: &[Id]| receipts.end(&VecDeque::from([ids.to_vec()]));
         receipts.call(&[], &ids[..2]);
-        receipts.end(&ids[..2]);
+        end(&mut receipts, &ids[..2]);
         receipts.call(&[], &ids[1..3]);
         assert_eq!(receipts.settled_again, []);
         receipts.call(&ids[1..3], &ids[3..]);
-        receipts.end(&ids[3..]);
+        end(&mut receipts, &ids[3..]);
         receipts.call(&[], &ids[2..]);
         assert_eq!(receipts.settled_again, [ids[2]]);
-        assert_eq!((receipts.open_calls, receipts.open_events), (2, 3));
+        assert_eq!((receipts.open_calls, receipts.open_events, receipts.settled_events()), (2, 3, 2));
     }
 }

@@ -6,11 +6,18 @@ use std::io::Write;
 
 use system_tests::events::Random;
 use system_tests::kill_loop::{Behind, Kept, Outcome, Plan, run};
+use system_tests::next_hop::UNSETTLED_CALLS;
 
 #[test]
 fn no_acknowledged_event_is_lost_over_sixty_kills() {
     let seed = Random::from_clock().next();
-    let outcome = run(&Plan { kills: 60, kept: Kept::Durable { separate: true }, behind: Behind::Files, seed });
+    let outcome = run(&Plan {
+        kills: 60,
+        kept: Kept::Durable { separate: true },
+        behind: Behind::Files,
+        unsettled_calls: UNSETTLED_CALLS,
+        seed,
+    });
     report(&outcome, seed);
     assert_eq!(outcome.failures(), Vec::<String>::new(), "seed {seed}");
     assert_eq!(outcome.tells_something(), Ok(()), "seed {seed}");
@@ -19,7 +26,8 @@ fn no_acknowledged_event_is_lost_over_sixty_kills() {
 #[test]
 fn the_books_notice_a_channel_that_forgets() {
     let seed = Random::from_clock().next();
-    let outcome = run(&Plan { kills: 3, kept: Kept::Forgetful, behind: Behind::Files, seed });
+    let outcome =
+        run(&Plan { kills: 3, kept: Kept::Forgetful, behind: Behind::Files, unsettled_calls: UNSETTLED_CALLS, seed });
     assert!(
         !outcome.balance.lost.is_empty(),
         "a memory channel lost nothing: this loop cannot see a loss; seed {seed}"

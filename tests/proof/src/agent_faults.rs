@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use system_tests::books::Balance;
 use system_tests::events::Random;
-use system_tests::next_hop::NextHop;
+use system_tests::next_hop::{NextHop, UNSETTLED_CALLS};
 use system_tests::penstock::Agent;
 use system_tests::producers::{self, Field, Way};
 use system_tests::{ports, until};
@@ -136,7 +136,7 @@ fn one(seed: u64, points: u64, kept: Kept) -> Result<Outcome, String> {
     let mut sick = Volume::on(kind, &disk.file(), &folder.path().join("sick"))?;
     let mut sound = Volume::with_room(Kind::Ext4, 256 << 20, folder.path(), "sound")?;
     let (netcat, http) = (ports::free(), ports::free());
-    let next_hop = NextHop::start(random.next());
+    let next_hop = NextHop::start(random.next(), UNSETTLED_CALLS);
     let text = configuration(&channel(kept, &sick, &sound), netcat, http, next_hop.port());
     let mut agent = Agent::new(&text, &[netcat, http]);
     let field = Arc::new(Field::default());

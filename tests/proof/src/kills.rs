@@ -3,7 +3,7 @@
 //!
 //! Kept: no acknowledged event is lost, no settled event comes again, and what comes twice was leased and unsettled when the
 //! agent died. The loop itself is `system_tests::kill_loop`; here several run side by side, in rounds, so that books stay
-//! small. The negative control is a channel that forgets.
+//! small. The negative controls are a channel that forgets, and a settlement that is believed before it is told.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use system_tests::events::Random;
 use system_tests::kill_loop::{self, Behind, Kept, Outcome, Plan};
+use system_tests::next_hop::UNSETTLED_CALLS;
 
 use crate::tally::{Budget, Tally};
 
@@ -22,6 +23,8 @@ const ROUND: u64 = 125;
 const TELLING: u64 = 50;
 /// Every so manieth round has the hdfs sink, whose drain takes longer.
 const FILES_EVERY: u64 = 4;
+/// Rounds of the second negative control before it says that it saw nothing.
+const EARLY_ROUNDS: u64 = 25;
 
 pub(crate) fn run(budget: &Budget) -> Tally {
     let began = Instant::now();
@@ -51,6 +54,13 @@ pub(crate) fn run(budget: &Budget) -> Tally {
     if seen == 0 {
         tally.failures.push(format!("a channel that forgets lost nothing: no loss can be seen; seed {}", budget.seed));
     }
+    let again = repeats_of_a_sink_that_tells_too_early(budget.seed);
+    tally.counts.push(("again from a sink that tells too early", again));
+    if again == 0 {
+        tally
+            .failures
+            .push(format!("settled too early, and nothing came again: no repeat can be seen; seed {}", budget.seed));
+    }
     tally.seeds = format!("seed {}", budget.seed);
     tally.took = began.elapsed();
     tally
@@ -60,7 +70,7 @@ pub(crate) fn run(budget: &Budget) -> Tally {
 fn plan(seed: u64, round: u64, kills: u64) -> Plan {
     let behind = if round % FILES_EVERY == FILES_EVERY - 1 { Behind::Files } else { Behind::NextHop };
     let kept = Kept::Durable { separate: round.is_multiple_of(2) };
-    Plan { kills, kept, behind, seed: Random::new(seed ^ round).next() }
+    Plan { kills, kept, behind, unsettled_calls: UNSETTLED_CALLS, seed: Random::new(seed ^ round).next() }
 }
 
 /// A loop that cannot go on panics, with the agent's last words.
@@ -89,8 +99,22 @@ fn add(tally: &mut Tally, plan: &Plan, outcome: Result<Outcome, String>) {
 
 /// The negative control: how many events a channel loses that forgets. None would mean that the layer sees nothing.
 fn losses_of_a_forgetful_channel(seed: u64) -> u64 {
-    let plan = Plan { kills: 5, kept: Kept::Forgetful, behind: Behind::NextHop, seed };
+    let kept = Kept::Forgetful;
+    let plan = Plan { kills: 5, kept, behind: Behind::NextHop, unsettled_calls: UNSETTLED_CALLS, seed };
     outcome(&plan).map_or(0, |outcome| outcome.balance.lost.len() as u64)
+}
+
+/// The other one: to a next hop that takes every answered call for settled, the sink is one that tells of its settlements
+/// before they are durable. Gives how many events then come again, and 0 only if none did in many kills.
+fn repeats_of_a_sink_that_tells_too_early(seed: u64) -> u64 {
+    let mut seeds = Random::new(seed);
+    let mut repeats = || {
+        let kept = Kept::Durable { separate: false };
+        let plan = Plan { kills: 20, kept, behind: Behind::NextHop, unsettled_calls: 1, seed: seeds.next() };
+        let receipts = outcome(&plan).ok().and_then(|outcome| outcome.receipts);
+        receipts.map_or(0, |receipts| receipts.settled_again.len() as u64)
+    };
+    (0..EARLY_ROUNDS).map(|_| repeats()).find(|repeats| *repeats > 0).unwrap_or(0)
 }
 
 #[cfg(test)]
