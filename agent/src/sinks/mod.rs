@@ -7,6 +7,7 @@ pub mod file_roll;
 pub mod hdfs;
 pub mod logger;
 pub mod null;
+mod settling;
 
 use crate::component::SinkEntry;
 

@@ -1,8 +1,8 @@
 //! `type = avro`: sends batches to the next hop, a Flume agent or another Penstock.
 //!
-//! One call is in flight at a time; its events are settled when the server has answered OK. After any error the
-//! connection is closed and the events return to the channel, so that the next hop may see some of them twice but
-//! never misses one.
+//! One call is in flight at a time; its events are settled when the server has answered OK, while the next call goes on.
+//! After any error the connection is closed and the events return to the channel, so that the next hop may see some of
+//! them twice but never misses one.
 
 mod connection;
 #[cfg(test)]
@@ -13,6 +13,7 @@ use std::time::Duration;
 use channel::{Consumer, EventRef, Lease, Settlement, TakeLimits};
 
 use self::connection::{CallError, Connection};
+use super::settling::Settling;
 use crate::component::{
     BoxFuture, ComponentError, Key, KeyDefault, Progress, Refused, Settings, Sink, SinkContext, SinkEntry, SinkError,
 };
@@ -103,6 +104,7 @@ fn read(settings: &Settings) -> AvroSink {
         },
         level: deflate.then(|| u32::try_from(settings.integer("compression-level")).unwrap_or(6)),
         connection: None,
+        settling: Settling::default(),
     }
 }
 
@@ -126,6 +128,7 @@ struct AvroSink {
     /// The compression level; `None` is no compression.
     level: Option<u32>,
     connection: Option<Connection>,
+    settling: Settling,
 }
 
 impl AvroSink {
@@ -133,17 +136,16 @@ impl AvroSink {
         // Before the take: while the next hop is away nothing needs to be leased.
         self.connect(context).await.map_err(|error| self.failed(error))?;
         let limits = TakeLimits { events: self.batch_size, bytes: CALL_BYTES_MAX };
-        let lease = context.take(consumer, limits, TAKE_WAIT).await?;
+        let lease = self.settling.take(context, consumer, limits, TAKE_WAIT).await?;
         if lease.is_empty() {
             return Ok(Progress::Idle);
         }
-        let (ranges, count) = (lease.ranges(), lease.event_count() as u64);
+        let ranges = lease.ranges();
         let delivered = self.deliver(context, &lease).await;
         drop(lease);
         match delivered {
             Ok(()) => {
-                consumer.settle(vec![Settlement::delivered(ranges)]).await?;
-                context.counters.event_drain_success.add(count);
+                self.settling.delivered(context, consumer, ranges).await?;
                 Ok(Progress::Worked)
             }
             Err(error) => {
@@ -226,7 +228,7 @@ impl Sink for AvroSink {
     ) -> BoxFuture<'a, Result<(), ComponentError>> {
         Box::pin(async move {
             self.disconnect(context);
-            Ok(())
+            self.settling.finish(context).await.map_err(|error| ComponentError(error.to_string()))
         })
     }
 }

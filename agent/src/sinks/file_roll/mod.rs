@@ -23,6 +23,7 @@ use store::serializer::{Encoder, Format};
 use tokio::time::Instant;
 
 use self::names::Names;
+use super::settling::Settling;
 use crate::component::{
     BoxFuture, ComponentError, Progress, Refused, Settings, Sink, SinkContext, SinkEntry, SinkError,
 };
@@ -66,6 +67,7 @@ struct FileRollSink {
     plan: Plan,
     store: Option<Store>,
     open: Option<OpenFile>,
+    settling: Settling,
 }
 
 struct OpenFile {
@@ -79,7 +81,7 @@ struct OpenFile {
 
 impl FileRollSink {
     fn new(plan: Plan) -> FileRollSink {
-        FileRollSink { plan, store: None, open: None }
+        FileRollSink { plan, store: None, open: None, settling: Settling::default() }
     }
 
     async fn round(&mut self, context: &SinkContext, consumer: &mut dyn Consumer) -> Result<Progress, SinkError> {
@@ -87,19 +89,17 @@ impl FileRollSink {
         let until_roll = self.open.as_ref().and_then(|file| file.roll_at).map(|at| at - Instant::now());
         let limits = TakeLimits { events: self.plan.batch_size, bytes: ROUND_BYTES };
         let wait = until_roll.map_or(TAKE_WAIT, |left| left.min(TAKE_WAIT));
-        let lease = context.take(consumer, limits, wait).await?;
+        let lease = self.settling.take(context, consumer, limits, wait).await?;
         if lease.is_empty() {
             return Ok(Progress::Idle);
         }
         // The take may have waited beyond the moment of the roll.
         self.roll_if_due(context).await;
-        let count = lease.event_count() as u64;
         let ranges = lease.ranges();
         match self.write(context, &lease).await {
             Ok(()) => {
                 drop(lease);
-                consumer.settle(vec![Settlement::delivered(ranges)]).await?;
-                context.counters.event_drain_success.add(count);
+                self.settling.delivered(context, consumer, ranges).await?;
                 Ok(Progress::Worked)
             }
             Err(error) => {
@@ -208,7 +208,7 @@ impl Sink for FileRollSink {
     ) -> BoxFuture<'a, Result<(), ComponentError>> {
         Box::pin(async move {
             self.close(context).await;
-            Ok(())
+            self.settling.finish(context).await.map_err(|error| ComponentError(error.to_string()))
         })
     }
 }

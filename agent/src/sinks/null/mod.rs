@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use channel::{Consumer, Settlement, TakeLimits};
+use channel::{Consumer, TakeLimits};
 
+use super::settling::Settling;
 use crate::component::{
     BoxFuture, ComponentError, Key, KeyDefault, Progress, Refused, Settings, Sink, SinkContext, SinkEntry, SinkError,
 };
@@ -37,6 +38,7 @@ fn build(settings: &Settings) -> Result<Box<dyn Sink>, Refused> {
         batch_size: settings.count("batchSize"),
         log_every: settings.count("logEveryNEvents").max(1) as u64,
         dropped: 0,
+        settling: Settling::default(),
     }))
 }
 
@@ -44,6 +46,7 @@ struct NullSink {
     batch_size: usize,
     log_every: u64,
     dropped: u64,
+    settling: Settling,
 }
 
 impl NullSink {
@@ -71,14 +74,13 @@ impl Sink for NullSink {
     ) -> BoxFuture<'a, Result<Progress, SinkError>> {
         Box::pin(async move {
             let limits = TakeLimits { events: self.batch_size, bytes: ROUND_BYTES };
-            let lease = context.take(consumer, limits, TAKE_WAIT).await?;
+            let lease = self.settling.take(context, consumer, limits, TAKE_WAIT).await?;
             if lease.is_empty() {
                 return Ok(Progress::Idle);
             }
             let count = lease.event_count() as u64;
             // Dropping them is what this sink is asked to deliver.
-            consumer.settle(vec![Settlement::delivered(lease.ranges())]).await?;
-            context.counters.event_drain_success.add(count);
+            self.settling.delivered(context, consumer, lease.ranges()).await?;
             if self.count(count) {
                 tracing::info!(sink = context.name, "null sink has dropped {} events", self.dropped);
             }
@@ -87,11 +89,11 @@ impl Sink for NullSink {
     }
 
     fn stop<'a>(
-        self: Box<Self>,
-        _: &'a SinkContext,
+        mut self: Box<Self>,
+        context: &'a SinkContext,
         _: &'a mut dyn Consumer,
     ) -> BoxFuture<'a, Result<(), ComponentError>> {
-        Box::pin(async { Ok(()) })
+        Box::pin(async move { self.settling.finish(context).await.map_err(|error| ComponentError(error.to_string())) })
     }
 }
 
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_line_is_due_whenever_a_round_number_is_passed() {
-        let mut sink = NullSink { batch_size: 1, log_every: 10, dropped: 0 };
+        let mut sink = NullSink { batch_size: 1, log_every: 10, dropped: 0, settling: Settling::default() };
         let due: Vec<bool> = [9, 1, 5, 4, 1, 25].map(|events| sink.count(events)).to_vec();
         assert_eq!(due, [false, true, false, false, true, true]);
     }
