@@ -151,7 +151,7 @@ pub fn fill(file: &dyn File, len: u64) -> io::Result<()> {
 pub fn read(file: &dyn File, len: u64, shape: Shape, time: Duration) -> io::Result<Measured> {
     let run = Run::new(len, shape, time)?;
     run.go(|done| {
-        let mut memory = Buffer::in_large_pages(shape.block.max(LARGE))?;
+        let mut memory = Buffer::zeroed(shape.block.max(LARGE_PAGE))?;
         let block = &mut memory[..shape.block];
         loop {
             let offset = run.take_offset();

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use wal::format::frame::{self, FrameHeader};
 use wal::format::section::sections;
 use wal::io::File;
-use wal::io::buffer::Buffer;
+use wal::io::buffer::{Buffer, LARGE_PAGE};
 use wal::limits::{FRAME_MAX, FRAME_TARGET, PAGE};
 use wal::planted::{self, Bug};
 use wal::segment::{INDEX_STEP, Incarnation, Segment, Stretch};
@@ -26,8 +26,9 @@ use crate::api::LeasedSlice;
 use crate::event::EventSlice;
 use crate::settlement::SeqRange;
 
-/// A usual stretch: the last of its frames begins within a step of the index.
-const PIECE: usize = INDEX_STEP as usize + FRAME_TARGET;
+/// Room for a usual stretch, the last of whose frames begins within a step of the index.
+const PIECE: usize = LARGE_PAGE;
+const _: () = assert!(INDEX_STEP as usize + FRAME_TARGET <= PIECE);
 /// Bytes asked for at once before it is known how long the frames are.
 const PIECE_MAX: u64 = 4 << 20;
 /// Once compressed transactions have become so many bytes, no more frames are expanded in one go: a mebibyte on disk may be

@@ -17,6 +17,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::slice;
+use std::thread;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -113,8 +114,8 @@ impl Ring {
             .or_else(|_| IoUring::builder().build(entries))?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let alarm = Arc::new(Alarm { asleep: AtomicBool::new(false), event });
-        let mut memory = Buffer::in_large_pages(capacity)?;
-        let map = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.capacity() };
+        let mut memory = Buffer::zeroed(capacity)?;
+        let map = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
         // SAFETY: the kernel pins these pages until the ring is closed, whatever becomes of the memory.
         let is_mapped = match unsafe { ring.submitter().register_buffers(&[map]) } {
             Ok(()) => true,
@@ -128,7 +129,7 @@ impl Ring {
             ring,
             flights: (0..depth).map(|_| None).collect(),
             waiting: VecDeque::new(),
-            places: Arena::new(memory.capacity()),
+            places: Arena::new(memory.len()),
             memory,
             is_mapped,
             durability,
@@ -350,7 +351,9 @@ impl Drop for Ring {
         let mut written = Vec::new();
         self.waiting.clear();
         while self.in_flight() > 0 {
-            match self.ring.submit_and_wait(1) {
+            // Where this thread panicked the kernel may not have all of them, and would be waited for without end.
+            let ended = if thread::panicking() { Err(io::Error::other("a panic")) } else { self.ring.submit_and_wait(1) };
+            match ended {
                 Err(error) if !is_passing(&error) => {
                     // The kernel may still write from them.
                     let memory = mem::replace(&mut self.memory, Buffer::empty());
@@ -365,7 +368,6 @@ impl Drop for Ring {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
 
     use super::*;
     use crate::io::Dir;
