@@ -39,6 +39,12 @@ pub trait Producer: Send {
     /// Puts the events of `batch` as one transaction, whole or not at all. While the channel is full this waits up
     /// to its `keep-alive`. `Ok` means durable (on a durable channel). Dropping the ticket cancels nothing.
     fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>>;
+
+    /// As [`put`](Producer::put), for a thread that has nothing to do meanwhile: it may do the work of the put itself,
+    /// instead of waking another thread for it and being woken by that one. Not for an async worker.
+    fn put_and_wait(&mut self, batch: EventBatch) -> Result<PutReceipt, PutError> {
+        self.put(batch).wait()
+    }
 }
 
 /// Takes events from one channel and says what became of them. Many leases may be open at once.

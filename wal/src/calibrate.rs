@@ -20,17 +20,13 @@ use std::time::{Duration, Instant};
 
 pub use crate::flushes::Durability;
 use crate::io::File;
-use crate::io::buffer::Buffer;
+use crate::io::buffer::{Buffer, LARGE_PAGE};
 use crate::io::real::Backend;
 use crate::io::uring::Ring;
 use crate::limits::PAGE;
 
 /// Writes or reads in flight at once: beyond this no disk that one log uses becomes faster.
 pub const DEPTH_MAX: usize = 64;
-
-/// Memory of a reader, of which large pages can be made: in small ones a read of 1 MiB lies in more pieces than a virtio disk takes
-/// at a time.
-const LARGE: usize = 4 << 20;
 
 /// Latencies kept of one measurement; later ones count as bytes only. A second of the fastest disk fits.
 const LATENCIES_MAX: usize = 1 << 21;
@@ -151,12 +147,13 @@ pub fn fill(file: &dyn File, len: u64) -> io::Result<()> {
 pub fn read(file: &dyn File, len: u64, shape: Shape, time: Duration) -> io::Result<Measured> {
     let run = Run::new(len, shape, time)?;
     run.go(|done| {
-        let mut memory = Buffer::zeroed(shape.block.max(LARGE_PAGE))?;
-        let block = &mut memory[..shape.block];
+        // In large pages, as a backlog is read.
+        let mut block = Buffer::zeroed(shape.block.max(LARGE_PAGE))?;
+        block.set_len(shape.block);
         loop {
             let offset = run.take_offset();
             let begin = Instant::now();
-            if file.read_at(block, offset)? < block.len() {
+            if file.read_at(&mut block, offset)? < block.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             done.add(shape.block, begin.elapsed());

@@ -120,7 +120,7 @@ static KEYS: &[Key] = &[
         1 << 40,
         "bytes",
         KeyDefault::Is("67108864"),
-        "Most bytes of events kept in memory for sinks that keep up. While a backlog is drained, an eighth of it more for each data directory holds what was read ahead.",
+        "Most bytes of events kept in memory for sinks that keep up. While a backlog is drained, up to a quarter of it more for each data directory holds what was read ahead.",
     ),
     Key::integer(
         "penstock.poolBytes",

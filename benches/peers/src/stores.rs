@@ -113,7 +113,7 @@ struct PenstockProducer(Box<dyn channel::Producer>);
 
 impl Producer for PenstockProducer {
     fn commit(&mut self, _first_key: u64, events: &[Vec<u8>]) -> Result<(), String> {
-        self.0.put(batch_of(events)).wait().map(drop).map_err(said)
+        self.0.put_and_wait(batch_of(events)).map(drop).map_err(said)
     }
 }
 

@@ -171,10 +171,9 @@ fn produce(
             Some(schedule) => shared.generator.own(|| schedule.wait()),
         };
         let measured = shared.is(MEASURED);
-        let ticket = producer.put(events);
-        events = prepare();
-        let result = ticket.wait();
+        let result = producer.put_and_wait(events);
         let latency = sent.elapsed();
+        events = prepare();
         if let Err(error) = result {
             shared.fail(error);
             break;

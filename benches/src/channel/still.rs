@@ -124,7 +124,7 @@ fn put(
                         _ => batch.clone(),
                     });
                     let sent = Instant::now();
-                    if let Err(error) = producer.put(events).wait() {
+                    if let Err(error) = producer.put_and_wait(events) {
                         claimed.store(count, Ordering::Relaxed);
                         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         break;

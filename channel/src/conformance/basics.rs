@@ -5,6 +5,7 @@ use crate::{Existing, NoteUpdate, Outcome};
 
 pub(super) const STORIES: &[(&str, Story)] = &[
     ("events leave in the order of their producer", events_leave_in_the_order_of_their_producer),
+    ("who waits for a put may write it, beside others who do not wait", who_waits_for_a_put_may_write_it),
     ("events come back as they were put", events_come_back_as_they_were_put),
     ("an empty batch is acknowledged even when the channel is full", an_empty_batch_is_acknowledged_even_when_full),
     ("a batch that does not fit leaves nothing behind", a_batch_that_does_not_fit_leaves_nothing_behind),
@@ -34,6 +35,37 @@ fn events_leave_in_the_order_of_their_producer(make: Make<'_>) {
     }
     assert_eq!(all, (0..70).collect::<Vec<_>>());
     assert_eq!(all_seqs, put_seqs, "the receipts name what the leases bring");
+    assert_empty(&mut *consumer);
+}
+
+fn who_waits_for_a_put_may_write_it(make: Make<'_>) {
+    const PRODUCERS: u64 = 4;
+    const ROUNDS: u64 = 50;
+    let channel = make(Setup::of(1000));
+    std::thread::scope(|scope| {
+        for first in (0..PRODUCERS).map(|index| index * 1000) {
+            let mut producer = channel.producer();
+            scope.spawn(move || {
+                for next in (first..first + 2 * ROUNDS).step_by(2) {
+                    let begun = producer.put(numbers(next..next + 1));
+                    let receipt = producer.put_and_wait(numbers(next + 1..next + 2)).expect("it fits");
+                    let earlier = answer(begun).expect("it fits");
+                    assert!(earlier.range.expect("an event").end <= receipt.range.expect("an event").start);
+                }
+            });
+        }
+    });
+    let mut consumer = channel.consumer("sink");
+    let mut all = Vec::new();
+    while all.len() < (PRODUCERS * 2 * ROUNDS) as usize {
+        let lease = take(&mut *consumer, at_most(100));
+        all.extend(taken(&lease));
+        deliver(&mut *consumer, &lease);
+    }
+    for first in (0..PRODUCERS).map(|index| index * 1000) {
+        let own: Vec<u64> = all.iter().copied().filter(|number| number / 1000 * 1000 == first).collect();
+        assert_eq!(own, (first..first + 2 * ROUNDS).collect::<Vec<_>>());
+    }
     assert_empty(&mut *consumer);
 }
 

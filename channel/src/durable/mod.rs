@@ -10,6 +10,7 @@ mod compress;
 mod core;
 mod disks;
 mod found;
+mod handles;
 pub mod inspect;
 mod job;
 mod open;

@@ -1,4 +1,4 @@
-//! The threads of a durable channel, and the handles of its users.
+//! The threads of a durable channel, and its opening and closing; `handles.rs` is what its users hold.
 //!
 //! Everything is decided in [`Core`] under one lock that covers pointer moves, never I/O. A thread takes a job out,
 //! does it without the lock, and brings the result back; tickets are resolved after the lock is free.
@@ -19,17 +19,15 @@ use wal::limits::{SEGMENT_MAX, SEGMENT_MIN};
 use wal::seal::{ChannelKey, OsRandom};
 use wal::tuning::{Calibration, Tuning};
 
-use super::compress::{Compress, Compression};
+use super::compress::Compress;
 use super::core::reads::READS_MAX;
 use super::core::{Answer, Core, CoreOptions};
-use super::job::PendingPut;
+use super::handles::{DurableConsumer, DurableProducer};
 use super::open::{IDENTITY, OnDamage, OpenDir, OpenError, OpenSettings, Recovery, check_members, open};
 use super::pays::Trials;
 use super::read::Buffers;
 use super::{disks, writers};
-use crate::api::{Channel, ChannelStats, Consumer, Lease, Producer, PutError, PutReceipt, TakeError, TakeLimits};
-use crate::event::EventBatch;
-use crate::settlement::{NoteUpdate, SettleError, Settlement};
+use crate::api::{Channel, ChannelStats, Consumer, Producer};
 use crate::ticket::Ticket;
 
 /// The flush domains of the process, one for each block device. Made once and passed to every channel.
@@ -157,10 +155,12 @@ pub(super) struct Shared {
     pub(super) devices: Vec<Arc<Device>>,
     checkpoint_dir: Arc<dyn Dir>,
     key: Mutex<Option<ChannelKey>>,
+    /// Of the last thread that wrote its own frame.
+    pub(super) desk: Mutex<Option<writers::Desk>>,
     started: Instant,
     transaction_capacity: usize,
     /// Whether what is put now is compressed.
-    compresses: AtomicBool,
+    pub(super) compresses: AtomicBool,
     /// Who decides that.
     trials: Option<Mutex<Trials>>,
     stopping: AtomicBool,
@@ -352,6 +352,7 @@ impl DurableChannel {
             devices: dirs.iter().map(|open| Arc::clone(&open.device)).collect(),
             checkpoint_dir,
             key: Mutex::new(options.key.clone()),
+            desk: Mutex::default(),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
             compresses: AtomicBool::new(options.compress == Compress::Always),
@@ -561,12 +562,12 @@ fn clock_loop(shared: &Shared) {
 impl Channel for DurableChannel {
     fn producer(&self) -> Box<dyn Producer> {
         let id = self.shared.lock().handle();
-        Box::new(DurableProducer { shared: Arc::clone(&self.shared), id, compression: Compression::default() })
+        Box::new(DurableProducer::new(Arc::clone(&self.shared), id))
     }
 
     fn consumer(&self, _name: &str) -> Box<dyn Consumer> {
         let id = self.shared.lock().handle();
-        Box::new(DurableConsumer { shared: Arc::clone(&self.shared), id })
+        Box::new(DurableConsumer::new(Arc::clone(&self.shared), id))
     }
 
     fn notes(&self, owner: &str) -> Vec<(String, Bytes)> {
@@ -597,58 +598,11 @@ impl Drop for DurableChannel {
     }
 }
 
-struct DurableProducer {
-    shared: Arc<Shared>,
-    id: u64,
-    compression: Compression,
-}
-
-impl Producer for DurableProducer {
-    fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>> {
-        let (sender, ticket) = Ticket::pair();
-        let mut put = PendingPut::new(self.id, batch, sender, Duration::ZERO);
-        if self.shared.compresses.load(Ordering::Relaxed) {
-            put = put.compressed(|prefix, records| self.compression.compress(prefix, records));
-        }
-        self.shared.step(|core, now, answers| core.put(now, put, answers));
-        ticket
-    }
-}
-
-struct DurableConsumer {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl Consumer for DurableConsumer {
-    fn take(&mut self, limits: TakeLimits, wait: Duration) -> Ticket<Result<Lease, TakeError>> {
-        let (sender, ticket) = Ticket::pair();
-        self.shared.step(|core, now, answers| core.take(now, self.id, limits, wait, sender, answers));
-        ticket
-    }
-
-    fn settle(&mut self, settlements: Vec<Settlement>) -> Ticket<Result<(), SettleError>> {
-        let (sender, ticket) = Ticket::pair();
-        self.shared.step(|core, now, answers| core.settle(now, self.id, settlements, sender, answers));
-        ticket
-    }
-
-    fn note(&mut self, notes: Vec<NoteUpdate>) -> Ticket<Result<(), SettleError>> {
-        let (sender, ticket) = Ticket::pair();
-        self.shared.step(|core, _, answers| core.note(notes, sender, answers));
-        ticket
-    }
-}
-
-impl Drop for DurableConsumer {
-    fn drop(&mut self) {
-        self.shared.step(|core, now, answers| core.drop_consumer(now, self.id, answers));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::TakeLimits;
+    use crate::event::EventBatch;
 
     const LIMITS: TakeLimits = TakeLimits { events: 1000, bytes: 1 << 20 };
 

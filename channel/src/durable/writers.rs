@@ -8,12 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, mpsc};
 
 use wal::flushes::{Durability, FlushGroup, Flushes};
 use wal::frame_writer::Workbench;
-use wal::io::buffer::Buffer;
+use wal::io::buffer::{Buffer, LARGE_PAGE};
 use wal::io::real::Backend;
 use wal::io::uring::{Ring, Written};
 use wal::limits::{FRAME_TARGET, RING_MEMORY};
@@ -23,7 +22,8 @@ use super::job::Job;
 use super::shell::{Role, Shared, wall_ms};
 
 /// Bytes of a frame buffer, one for each thread that writes; longer frames bring their own.
-const FRAME_BUFFER: usize = FRAME_TARGET * 2;
+const FRAME_BUFFER: usize = LARGE_PAGE;
+const _: () = assert!(2 * FRAME_TARGET <= FRAME_BUFFER);
 
 /// Starts what writes one log.
 pub(super) fn spawn(
@@ -154,8 +154,7 @@ fn outcomes(
 
 fn thread_loop(shared: &Shared, index: usize, group: Option<&FlushGroup>) {
     let signal = &shared.writes[index];
-    let mut spare = Buffer::zeroed(FRAME_BUFFER).ok();
-    let mut bench = Workbench::default();
+    let mut desk = Desk::default();
     loop {
         let seen = signal.count();
         let Some((job, more)) = next_job(shared, index) else {
@@ -169,22 +168,40 @@ fn thread_loop(shared: &Shared, index: usize, group: Option<&FlushGroup>) {
             // Another thread can start on it meanwhile.
             signal.raise_one();
         }
-        let len = job.stored_len();
-        let kept = spare.take().filter(|_| len <= FRAME_BUFFER);
-        let (frame, result) = match kept.map_or_else(|| Buffer::zeroed(len.max(FRAME_BUFFER)), Ok) {
-            Ok(mut frame) => {
-                frame.set_len(len);
-                job.seal(&mut frame, &mut bench);
-                let (reservation, offset) = (&job.reservation, job.reservation.header.offset);
-                let result = match group {
-                    None => reservation.file.write_durable_at(&frame, offset),
-                    Some(group) => group.write(reservation.id, &reservation.file, &frame, offset, reservation.epoch),
-                };
-                (Some(frame), result)
-            }
-            Err(error) => (None, Err(error)),
-        };
-        spare = frame.filter(|frame| frame.capacity() == FRAME_BUFFER);
+        let result = desk.write(&job, group);
         ended(shared, [(job, result)]);
+    }
+}
+
+/// Writes a frame in the thread of the producer that waits for it, on a disk where each write is durable by itself.
+pub(super) fn write_here(shared: &Shared, job: Job) {
+    let mut desk = shared.desk.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+    let result = desk.write(&job, None);
+    shared.desk.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(desk);
+    ended(shared, [(job, result)]);
+}
+
+/// What a thread needs to write frames one by one.
+#[derive(Default)]
+pub(super) struct Desk {
+    spare: Option<Buffer>,
+    bench: Workbench,
+}
+
+impl Desk {
+    /// Durable once this returns.
+    fn write(&mut self, job: &Job, group: Option<&FlushGroup>) -> io::Result<()> {
+        let len = job.stored_len();
+        let kept = self.spare.take().filter(|spare| len <= spare.capacity());
+        let mut frame = kept.map_or_else(|| Buffer::zeroed(len.max(FRAME_BUFFER)), Ok)?;
+        frame.set_len(len);
+        job.seal(&mut frame, &mut self.bench);
+        let (reservation, offset) = (&job.reservation, job.reservation.header.offset);
+        let result = match group {
+            None => reservation.file.write_durable_at(&frame, offset),
+            Some(group) => group.write(reservation.id, &reservation.file, &frame, offset, reservation.epoch),
+        };
+        self.spare = Some(frame).filter(|frame| frame.capacity() == FRAME_BUFFER);
+        result
     }
 }

@@ -17,9 +17,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::slice;
-use std::thread;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
@@ -352,7 +352,8 @@ impl Drop for Ring {
         self.waiting.clear();
         while self.in_flight() > 0 {
             // Where this thread panicked the kernel may not have all of them, and would be waited for without end.
-            let ended = if thread::panicking() { Err(io::Error::other("a panic")) } else { self.ring.submit_and_wait(1) };
+            let ended =
+                if thread::panicking() { Err(io::Error::other("a panic")) } else { self.ring.submit_and_wait(1) };
             match ended {
                 Err(error) if !is_passing(&error) => {
                     // The kernel may still write from them.

@@ -6,12 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use wal::chore::Chore;
 use wal::device::WriteSlot;
+use wal::flushes::Durability;
 use wal::format::frame;
 use wal::format::section::LogMark;
 use wal::limits::{FRAME_MAX, FRAME_TARGET, PAGE};
 use wal::log::{Completion, FooterRequest, FrameRequest, Refused, Reservation};
 use wal::planted::{self, Bug};
 
+use super::seat::Seat;
 use super::{Answer, Core, RETRY_AFTER, WITNESS_AFTER};
 use crate::api::{PutError, PutReceipt};
 use crate::durable::job::{Job, PendingPut, PendingState, Retiring};
@@ -135,6 +137,15 @@ impl Core {
             };
             return Some(self.build(index, now, reservation, chosen, voids, encoded, slot, answers));
         }
+    }
+
+    /// The next frame of a disk that has nothing to do and makes each write durable by itself: whoever waits for it can as well
+    /// write it.
+    pub(crate) fn gather_alone(&mut self, now: Duration, now_ms: u64, answers: &mut Vec<Answer>) -> Option<Job> {
+        let is_idle =
+            |seat: &Seat| !seat.log.has_in_flight() && seat.log.device().tuning().durability == Durability::PerWrite;
+        let idle = self.seats.iter().position(is_idle)?;
+        self.gather(idle, now, now_ms, answers)
     }
 
     /// Which pending puts go into the next frame of a log: in order, up to the target.
