@@ -41,7 +41,8 @@ pub trait Producer: Send {
     fn put(&mut self, batch: EventBatch) -> Ticket<Result<PutReceipt, PutError>>;
 
     /// As [`put`](Producer::put), for a thread that has nothing to do meanwhile: it may do the work of the put itself,
-    /// instead of waking another thread for it and being woken by that one. Not for an async worker.
+    /// instead of waking another thread for it and being woken by that one. Not for an async worker, and no gain beside
+    /// many other producers, whose puts a thread of the channel joins.
     fn put_and_wait(&mut self, batch: EventBatch) -> Result<PutReceipt, PutError> {
         self.put(batch).wait()
     }

@@ -171,9 +171,17 @@ fn produce(
             Some(schedule) => shared.generator.own(|| schedule.wait()),
         };
         let measured = shared.is(MEASURED);
-        let result = producer.put_and_wait(events);
-        let latency = sent.elapsed();
-        events = prepare();
+        // Beside others the writer has something to join, and the thread the next batch to prepare.
+        let (result, latency) = if arguments.producers == 1 {
+            let result = producer.put_and_wait(events);
+            let latency = sent.elapsed();
+            events = prepare();
+            (result, latency)
+        } else {
+            let ticket = producer.put(events);
+            events = prepare();
+            (ticket.wait(), sent.elapsed())
+        };
         if let Err(error) = result {
             shared.fail(error);
             break;

@@ -130,7 +130,7 @@ fn compressor() -> io::Result<Compressor<'static>> {
     let mut compressor = Compressor::new(LEVEL)?;
     compressor.set_parameter(CParameter::MinMatch(7))?;
     compressor.set_parameter(CParameter::HashLog(12))?;
-    compressor.set_parameter(CParameter::TargetLength(5))?;
+    compressor.set_parameter(CParameter::TargetLength(8))?;
     compressor.set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable))?;
     Ok(compressor)
 }
