@@ -42,6 +42,11 @@ impl Producer for DurableProducer {
     }
 
     fn put_and_wait(&mut self, batch: EventBatch) -> Result<PutReceipt, PutError> {
+        let shared = Arc::clone(&self.shared);
+        let Ok(writing) = shared.writing.try_read() else {
+            // It is being closed, and says so.
+            return self.put(batch).wait();
+        };
         let (put, ticket) = self.pending(batch);
         let (job, chore_waits) = self.shared.step(|core, now, answers| {
             core.put(now, put, answers);
@@ -55,6 +60,7 @@ impl Producer for DurableProducer {
             }
             writers::write_here(&self.shared, job);
         }
+        drop(writing);
         ticket.wait()
     }
 }

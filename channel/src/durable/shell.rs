@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -157,6 +157,8 @@ pub(super) struct Shared {
     key: Mutex<Option<ChannelKey>>,
     /// Of the last thread that wrote its own frame.
     pub(super) desk: Mutex<Option<writers::Desk>>,
+    /// Read by producers as long as they may write; closing waits for them as it does for the threads of the channel.
+    pub(super) writing: RwLock<()>,
     started: Instant,
     transaction_capacity: usize,
     /// Whether what is put now is compressed.
@@ -353,6 +355,7 @@ impl DurableChannel {
             checkpoint_dir,
             key: Mutex::new(options.key.clone()),
             desk: Mutex::default(),
+            writing: RwLock::default(),
             started: Instant::now(),
             transaction_capacity: options.transaction_capacity,
             compresses: AtomicBool::new(options.compress == Compress::Always),
@@ -436,6 +439,8 @@ impl DurableChannel {
                 tracing::error!("a thread of the channel panicked");
             }
         }
+        // Whoever opens the directories next must not meet a write of ours, however long it takes.
+        drop(self.shared.writing.write());
         self.shared.step(|core, _, answers| core.abandon(answers));
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -701,6 +706,26 @@ mod tests {
         drop(maker);
         std::fs::rename(hidden, identity).unwrap();
         drop(open(root.path(), both));
+    }
+
+    #[test]
+    fn directories_stay_locked_as_long_as_a_producer_may_write() {
+        let root = tempfile::tempdir().unwrap();
+        let channel = open(root.path(), |options| options.segment_len = 1 << 20);
+        let dir = RealDir::open_or_create(&root.path().join("d"), None).unwrap();
+        let shared = Arc::clone(&channel.shared);
+        let writing = shared.writing.read().unwrap();
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| channel.shut_down());
+            // Nobody reads any more once somebody waits to write.
+            while shared.writing.try_read().is_ok() {
+                assert!(!closing.is_finished(), "closing waits for no producer");
+                std::thread::yield_now();
+            }
+            assert!(dir.lock().is_err());
+            drop(writing);
+        });
+        assert!(dir.lock().is_ok());
     }
 
     #[test]
