@@ -115,9 +115,9 @@ struct WaitingTake {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) put_attempt: u64,
-    /// Bytes of them, as they are without compression.
-    pub(crate) put_bytes: u64,
     pub(crate) put_success: u64,
+    /// Bytes of the transactions of these, as they are without compression.
+    pub(crate) put_bytes: u64,
     pub(crate) take_attempts: u64,
     pub(crate) take_success: u64,
     pub(crate) dead_lettered: u64,

@@ -369,7 +369,6 @@ impl Drop for Ring {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::io::Dir;
     use crate::io::real::{Backend, RealDir};

@@ -140,8 +140,12 @@ impl Core {
     }
 
     /// The next frame of a disk that has nothing to do and makes each write durable by itself: whoever waits for it can as well
-    /// write it.
+    /// write it. What a closed channel still has to write is for its threads: a producer may be there when they have gone and
+    /// somebody else owns the directories.
     pub(crate) fn gather_alone(&mut self, now: Duration, now_ms: u64, answers: &mut Vec<Answer>) -> Option<Job> {
+        if self.closed {
+            return None;
+        }
         let is_idle =
             |seat: &Seat| !seat.log.has_in_flight() && seat.log.device().tuning().durability == Durability::PerWrite;
         let idle = self.seats.iter().position(is_idle)?;
@@ -521,6 +525,20 @@ mod tests {
             let result = chore.run(&*disk.dir("d"));
             core.chore_done(0, now, chore, result, &mut Vec::new());
         }
+    }
+
+    #[test]
+    fn a_producer_that_outlives_its_channel_writes_nothing() {
+        let disk = SimDisk::default();
+        let (mut core, now) = (core(&disk), Duration::from_secs(1));
+        let producer = core.handle();
+        let first = put(&mut core, &disk, now, producer).expect("a frame");
+        core.complete(now, first, Ok(()), &mut Vec::new());
+        core.close(&mut Vec::new());
+        // Closing does not wait for everything that could be written.
+        core.seats[0].snapshot_wanted = true;
+        assert!(core.gather_alone(now, 1, &mut Vec::new()).is_none());
+        assert!(core.gather(0, now, 1, &mut Vec::new()).is_some(), "there is something to write");
     }
 
     #[test]
