@@ -1,14 +1,14 @@
 //! Events in batches: one arena, offsets, and headers that a whole batch shares.
 //!
 //! An [`EventBatch`] is built once by a source and moves down to the log as it is; its arena is already laid out as
-//! the records of a frame (`docs/format.md`, "Events"). An [`EventSlice`] is the shared, immutable form that a take
-//! hands out. Both promise that what they hold is well formed: bytes from a disk pass [`EventSlice::decode`] first.
+//! the records of a frame (`docs/format.md`, "Events"). A clone shares the memory until one of the two is changed, so that a
+//! batch for several channels is there once. An [`EventSlice`] is the immutable form that a take hands out. Both promise that what they hold is well formed: bytes from a disk pass [`EventSlice::decode`] first.
 //!
 //! ```text
 //! record    | count | (length key length value)* | body … |      lengths and counts are LEB128 varints
 //! ```
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,10 +32,23 @@ struct CommonHeader {
 /// Events on their way into a channel.
 #[derive(Debug, Clone, Default)]
 pub struct EventBatch {
-    records: Vec<u8>,
+    content: Arc<Content>,
+}
+
+/// What clones, and the slices of a batch, share.
+#[derive(Debug, Clone, Default)]
+struct Content {
+    records: Records,
     /// `ends[i]` is where record `i` ends in `records`; ascending.
     ends: Vec<u32>,
     common: Vec<CommonHeader>,
+}
+
+#[derive(Debug, Clone)]
+enum Records {
+    Built(Vec<u8>),
+    /// Out of what was read.
+    Read(Bytes),
 }
 
 /// Bytes that are not the events they claim to be.
@@ -50,7 +63,12 @@ impl EventBatch {
 
     /// A batch with room for `events` events of `bytes` bytes in all.
     pub fn with_capacity(events: usize, bytes: usize) -> EventBatch {
-        EventBatch { records: Vec::with_capacity(bytes), ends: Vec::with_capacity(events), common: Vec::new() }
+        let records = Records::Built(Vec::with_capacity(bytes));
+        EventBatch::of(Content { records, ends: Vec::with_capacity(events), common: Vec::new() })
+    }
+
+    fn of(content: Content) -> EventBatch {
+        EventBatch { content: Arc::new(content) }
     }
 
     /// Adds an event. Where a key comes twice, the last one wins, as in Flume's map. Looking for that costs the square
@@ -59,19 +77,7 @@ impl EventBatch {
     /// # Panics
     /// When the batch would pass 4 GiB: sources cut batches long before (`docs/configuration.md`, limits).
     pub fn push<'a>(&mut self, headers: impl IntoIterator<Item = (&'a str, &'a str)>, body: &[u8]) {
-        let start = self.records.len();
-        // Most events have fewer than 128 headers, whose count is one byte: write it in place, and repair the rest.
-        self.records.push(0);
-        let mut count: usize = 0;
-        for (key, value) in headers {
-            if count > 0 && self.remove_header(start, count, key) {
-                count -= 1;
-            }
-            put_string(&mut self.records, key);
-            put_string(&mut self.records, value);
-            count += 1;
-        }
-        self.finish_record(start, count, body);
+        Arc::make_mut(&mut self.content).push(headers, body);
     }
 
     /// Adds an event whose keys the caller knows to be distinct.
@@ -79,44 +85,7 @@ impl EventBatch {
     /// # Panics
     /// As [`push`](Self::push).
     pub fn push_distinct<'a>(&mut self, headers: impl ExactSizeIterator<Item = (&'a str, &'a str)>, body: &[u8]) {
-        let start = self.records.len();
-        self.records.push(0);
-        let count = headers.len();
-        for (key, value) in headers {
-            put_string(&mut self.records, key);
-            put_string(&mut self.records, value);
-        }
-        self.finish_record(start, count, body);
-    }
-
-    /// Writes the header count of the record at `start`, and its body.
-    fn finish_record(&mut self, start: usize, count: usize, body: &[u8]) {
-        if count < 128 {
-            self.records[start] = count as u8;
-        } else {
-            let mut encoded = Vec::with_capacity(4);
-            put_varint(&mut encoded, count as u64);
-            self.records.splice(start..=start, encoded);
-        }
-        self.records.extend_from_slice(body);
-        let end = u32::try_from(self.records.len()).expect("a batch stays below 4 GiB");
-        self.ends.push(end);
-    }
-
-    /// Removes `key` from the record under construction at `start`, whose count byte is not yet written.
-    fn remove_header(&mut self, start: usize, count: usize, key: &str) -> bool {
-        let mut at = start + 1;
-        for _ in 0..count {
-            let header_start = at;
-            let found = take_string(&self.records, &mut at).expect("own records are well formed");
-            let same = found == key;
-            take_string(&self.records, &mut at).expect("own records are well formed");
-            if same {
-                self.records.drain(header_start..at);
-                return true;
-            }
-        }
-        false
+        Arc::make_mut(&mut self.content).push_distinct(headers, body);
     }
 
     /// Adds an event that has no headers of its own.
@@ -126,28 +95,29 @@ impl EventBatch {
 
     /// Gives every event of the batch a header.
     pub fn set_common(&mut self, key: &str, value: &str, existing: Existing) {
-        match (self.common.iter_mut().find(|header| header.key == key), existing) {
+        let common = &mut Arc::make_mut(&mut self.content).common;
+        match (common.iter_mut().find(|header| header.key == key), existing) {
             // Every event has the header already.
             (Some(_), Existing::Keep) => {}
             (Some(header), Existing::Replace) => {
                 header.value = value.to_owned();
                 header.existing = Existing::Replace;
             }
-            (None, _) => self.common.push(CommonHeader { key: key.to_owned(), value: value.to_owned(), existing }),
+            (None, _) => common.push(CommonHeader { key: key.to_owned(), value: value.to_owned(), existing }),
         }
     }
 
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.content.ends.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.content.ends.is_empty()
     }
 
     /// Bytes of all records, headers included.
     pub fn bytes(&self) -> usize {
-        self.records.len()
+        self.content.records.len()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = EventRef<'_>> {
@@ -159,58 +129,49 @@ impl EventBatch {
     /// # Panics
     /// When there is none.
     pub fn get(&self, index: usize) -> EventRef<'_> {
-        EventRef { common: &self.common, record: &self.records[record_range(&self.ends, index)] }
+        self.content.get(index)
     }
 
     /// A batch of the events for which `keep` says yes, in order.
-    pub fn filtered(&self, mut keep: impl FnMut(usize, EventRef<'_>) -> bool) -> EventBatch {
-        let mut kept = EventBatch { common: self.common.clone(), ..EventBatch::default() };
-        for index in 0..self.len() {
-            if keep(index, self.get(index)) {
-                kept.records.extend_from_slice(&self.records[record_range(&self.ends, index)]);
-                kept.ends.push(kept.records.len() as u32);
-            }
-        }
-        kept
+    pub fn filtered(&self, keep: impl FnMut(usize, EventRef<'_>) -> bool) -> EventBatch {
+        EventBatch::of(self.content.filtered(0..self.len(), keep))
     }
 
     /// A batch of the events of `range`, in order.
     pub fn sub_batch(&self, range: Range<usize>) -> EventBatch {
-        self.filtered(|index, _| range.contains(&index))
+        let range = range.start.min(self.len())..range.end.min(self.len());
+        EventBatch::of(self.content.filtered(range, |_, _| true))
     }
 
     /// The shared, immutable form.
     pub fn freeze(self) -> EventSlice {
-        EventSlice {
-            inner: Arc::new(Frozen { records: Bytes::from(self.records), ends: self.ends, common: self.common }),
-            start: 0,
-            end: None,
-        }
+        EventSlice { content: self.content, start: 0, end: None }
     }
 
     /// Bytes that [`encode`](EventBatch::encode) will append.
     pub fn encoded_len(&self) -> usize {
-        self.encoded_prefix().len() + self.records.len()
+        self.encoded_prefix().len() + self.bytes()
     }
 
     /// Appends the batch as a frame holds it: common headers, record lengths, records.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encoded_prefix());
-        out.extend_from_slice(&self.records);
+        out.extend_from_slice(self.records());
     }
 
     /// What stands before the records in a frame: common headers and record lengths.
     pub(crate) fn encoded_prefix(&self) -> Vec<u8> {
+        let Content { ends, common, .. } = &*self.content;
         let mut out = Vec::with_capacity(16 + 2 * self.len());
-        put_varint(&mut out, self.common.len() as u64);
-        for header in &self.common {
+        put_varint(&mut out, common.len() as u64);
+        for header in common {
             out.push(u8::from(header.existing == Existing::Replace));
             put_string(&mut out, &header.key);
             put_string(&mut out, &header.value);
         }
         put_varint(&mut out, self.len() as u64);
         let mut start = 0;
-        for &end in &self.ends {
+        for &end in ends {
             put_varint(&mut out, u64::from(end - start));
             start = end;
         }
@@ -218,21 +179,122 @@ impl EventBatch {
     }
 
     pub(crate) fn records(&self) -> &[u8] {
-        &self.records
+        &self.content.records
     }
 }
 
-#[derive(Debug)]
-struct Frozen {
-    records: Bytes,
-    ends: Vec<u32>,
-    common: Vec<CommonHeader>,
+impl Content {
+    fn get(&self, index: usize) -> EventRef<'_> {
+        EventRef { common: &self.common, record: &self.records[record_range(&self.ends, index)] }
+    }
+
+    /// Those of `events` for which `keep` says yes, apart from the others.
+    fn filtered(&self, events: Range<usize>, mut keep: impl FnMut(usize, EventRef<'_>) -> bool) -> Content {
+        let (mut records, mut ends) = (Vec::new(), Vec::new());
+        for index in events {
+            let event = self.get(index);
+            if keep(index, event) {
+                records.extend_from_slice(event.record);
+                ends.push(records.len() as u32);
+            }
+        }
+        Content { records: Records::Built(records), ends, common: self.common.clone() }
+    }
+
+    fn push<'a>(&mut self, headers: impl IntoIterator<Item = (&'a str, &'a str)>, body: &[u8]) {
+        let records = self.records.built();
+        let start = records.len();
+        // Most events have fewer than 128 headers, whose count is one byte: write it in place, and repair the rest.
+        records.push(0);
+        let mut count: usize = 0;
+        for (key, value) in headers {
+            if count > 0 && remove_header(records, start, count, key) {
+                count -= 1;
+            }
+            put_string(records, key);
+            put_string(records, value);
+            count += 1;
+        }
+        self.finish_record(start, count, body);
+    }
+
+    fn push_distinct<'a>(&mut self, headers: impl ExactSizeIterator<Item = (&'a str, &'a str)>, body: &[u8]) {
+        let records = self.records.built();
+        let start = records.len();
+        records.push(0);
+        let count = headers.len();
+        for (key, value) in headers {
+            put_string(records, key);
+            put_string(records, value);
+        }
+        self.finish_record(start, count, body);
+    }
+
+    /// Writes the header count of the record at `start`, and its body.
+    fn finish_record(&mut self, start: usize, count: usize, body: &[u8]) {
+        let records = self.records.built();
+        if count < 128 {
+            records[start] = count as u8;
+        } else {
+            let mut encoded = Vec::with_capacity(4);
+            put_varint(&mut encoded, count as u64);
+            records.splice(start..=start, encoded);
+        }
+        records.extend_from_slice(body);
+        let end = u32::try_from(records.len()).expect("a batch stays below 4 GiB");
+        self.ends.push(end);
+    }
+}
+
+/// Removes `key` from the record under construction at `start`, whose count byte is not yet written.
+fn remove_header(records: &mut Vec<u8>, start: usize, count: usize, key: &str) -> bool {
+    let mut at = start + 1;
+    for _ in 0..count {
+        let header_start = at;
+        let found = take_string(records, &mut at).expect("own records are well formed");
+        let same = found == key;
+        take_string(records, &mut at).expect("own records are well formed");
+        if same {
+            records.drain(header_start..at);
+            return true;
+        }
+    }
+    false
+}
+
+impl Records {
+    fn built(&mut self) -> &mut Vec<u8> {
+        if let Records::Read(read) = self {
+            *self = Records::Built(read.to_vec());
+        }
+        match self {
+            Records::Built(built) => built,
+            Records::Read(_) => unreachable!("it was just built"),
+        }
+    }
+}
+
+impl Default for Records {
+    fn default() -> Records {
+        Records::Built(Vec::new())
+    }
+}
+
+impl Deref for Records {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Records::Built(built) => built,
+            Records::Read(read) => read,
+        }
+    }
 }
 
 /// Shared events, cheap to clone and to cut.
 #[derive(Debug, Clone)]
 pub struct EventSlice {
-    inner: Arc<Frozen>,
+    content: Arc<Content>,
     start: usize,
     /// `None` reaches to the last event.
     end: Option<usize>,
@@ -279,11 +341,11 @@ impl EventSlice {
             check_record(&records[start as usize..end as usize])?;
             start = end;
         }
-        Ok(EventSlice { inner: Arc::new(Frozen { records, ends, common }), start: 0, end: None })
+        Ok(EventBatch::of(Content { records: Records::Read(records), ends, common }).freeze())
     }
 
     pub fn len(&self) -> usize {
-        self.end.unwrap_or(self.inner.ends.len()) - self.start
+        self.end.unwrap_or(self.content.ends.len()) - self.start
     }
 
     pub fn is_empty(&self) -> bool {
@@ -295,8 +357,8 @@ impl EventSlice {
         if self.is_empty() {
             return 0;
         }
-        let last = record_range(&self.inner.ends, self.start + self.len() - 1).end;
-        last - record_range(&self.inner.ends, self.start).start
+        let last = record_range(&self.content.ends, self.start + self.len() - 1).end;
+        last - record_range(&self.content.ends, self.start).start
     }
 
     /// The event at `index`.
@@ -305,8 +367,7 @@ impl EventSlice {
     /// When there is none.
     pub fn get(&self, index: usize) -> EventRef<'_> {
         assert!(index < self.len(), "event {index} of {}", self.len());
-        let range = record_range(&self.inner.ends, self.start + index);
-        EventRef { common: &self.inner.common, record: &self.inner.records[range] }
+        self.content.get(self.start + index)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = EventRef<'_>> {
@@ -320,7 +381,7 @@ impl EventSlice {
     pub fn slice(&self, range: Range<usize>) -> EventSlice {
         assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {}", self.len());
         EventSlice {
-            inner: Arc::clone(&self.inner),
+            content: Arc::clone(&self.content),
             start: self.start + range.start,
             end: Some(self.start + range.end),
         }
@@ -333,12 +394,7 @@ impl EventSlice {
 
     /// The same events as a batch that can be put again, into another channel.
     pub fn to_batch(&self) -> EventBatch {
-        let mut batch = EventBatch { common: self.inner.common.clone(), ..EventBatch::default() };
-        for index in 0..self.len() {
-            batch.records.extend_from_slice(&self.inner.records[record_range(&self.inner.ends, self.start + index)]);
-            batch.ends.push(batch.records.len() as u32);
-        }
-        batch
+        EventBatch::of(self.content.filtered(self.start..self.start + self.len(), |_, _| true))
     }
 }
 
@@ -499,6 +555,22 @@ mod tests {
             assert_eq!(event.header(key), Some(value.as_str()));
         }
         map
+    }
+
+    #[test]
+    fn a_clone_shares_its_memory_until_one_of_the_two_is_changed() {
+        let mut batch = EventBatch::new();
+        batch.push([("a", "1")], b"x");
+        let (other, slice) = (batch.clone(), batch.clone().freeze());
+        assert_eq!(batch.get(0).body().as_ptr(), other.get(0).body().as_ptr());
+        assert_eq!(batch.get(0).body().as_ptr(), slice.get(0).body().as_ptr());
+        batch.push_body(b"y");
+        batch.set_common("h", "v", Existing::Replace);
+        assert_eq!((batch.len(), other.len(), slice.len()), (2, 1, 1));
+        for event in [other.get(0), slice.get(0)] {
+            assert_eq!(headers(event), HashMap::from([("a".into(), "1".into())]));
+            assert_eq!(event.body(), b"x");
+        }
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl<const REAL: bool> ReferenceStateMachine for Histories<REAL> {
                     compressed: seed.is_multiple_of(3),
                     shared_flush: seed.is_multiple_of(5),
                     measured: seed.is_multiple_of(7),
+                    ahead: seed.is_multiple_of(2),
                     steps,
                 };
                 Reference::new(plan)

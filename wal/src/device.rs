@@ -4,11 +4,12 @@
 //! It promises two things: no more than a few frames are under way, one beside others only when enough waits; and once a
 //! write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::io::uring::Alarm;
-use crate::limits::{FRAMES_AHEAD, OVERLAP_MIN};
+use crate::limits::{AHEAD_TIME, FRAMES_AHEAD, FRAMES_AHEAD_MAX, OVERLAP_MIN};
 use crate::tuning::Tuning;
 
 #[derive(Debug, Default)]
@@ -83,9 +84,11 @@ impl Signal {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     frames: usize,
+    /// More are not under way at once, for now.
+    frames_max: usize,
     epoch: u64,
     failure: Option<String>,
     /// Who was refused a slot because others had them all.
@@ -97,8 +100,8 @@ struct State {
 pub struct Device {
     name: String,
     tuning: Tuning,
-    /// Frames under way: written, or made and waiting for a write to end.
-    frames_max: usize,
+    /// Bounds of the number of frames under way: written, or made and waiting for a write to end.
+    frames: RangeInclusive<usize>,
     /// While a write is in flight another one starts only when this many bytes wait.
     overlap_min: usize,
     state: Mutex<State>,
@@ -107,22 +110,26 @@ pub struct Device {
 impl Device {
     /// A device with `depth` writes in flight, and a frame in each.
     pub fn new(name: impl Into<String>, depth: usize) -> Arc<Device> {
-        Device::with_overlap(name, Tuning { depth, ..Tuning::default() }, OVERLAP_MIN)
+        Device::with_frames(name, Tuning { depth, ..Tuning::default() }, depth..=depth, OVERLAP_MIN)
     }
 
     /// A device that is written as is best for it, with frames made ahead for the next write.
     pub fn tuned(name: impl Into<String>, tuning: Tuning) -> Arc<Device> {
-        Device::make(name.into(), tuning, tuning.depth + FRAMES_AHEAD, OVERLAP_MIN)
+        let frames = tuning.depth + FRAMES_AHEAD..=tuning.depth + FRAMES_AHEAD_MAX;
+        Device::with_frames(name, tuning, frames, OVERLAP_MIN)
     }
 
-    /// A device on which another write, of one frame, starts beside one in flight as soon as `overlap_min` bytes wait.
-    pub fn with_overlap(name: impl Into<String>, tuning: Tuning, overlap_min: usize) -> Arc<Device> {
-        Device::make(name.into(), tuning, tuning.depth, overlap_min)
-    }
-
-    fn make(name: String, tuning: Tuning, frames_max: usize, overlap_min: usize) -> Arc<Device> {
-        assert!(tuning.depth > 0, "a device takes at least one write at a time");
-        Arc::new(Device { name, tuning, frames_max, overlap_min, state: Mutex::default() })
+    /// A device that has so many frames under way, as many as it is quick with, and on which another one starts beside those
+    /// as soon as `overlap_min` bytes wait.
+    pub fn with_frames(
+        name: impl Into<String>,
+        tuning: Tuning,
+        frames: RangeInclusive<usize>,
+        overlap_min: usize,
+    ) -> Arc<Device> {
+        assert!(tuning.depth > 0 && *frames.start() > 0, "a device takes at least one write at a time");
+        let state = State { frames: 0, frames_max: *frames.start(), epoch: 0, failure: None, refused: Vec::new() };
+        Arc::new(Device { name: name.into(), tuning, frames, overlap_min, state: Mutex::new(state) })
     }
 
     pub fn name(&self) -> &str {
@@ -135,9 +142,9 @@ impl Device {
 
     /// A slot for one frame, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
     /// once a slot comes free.
-    pub fn try_start(self: &Arc<Device>, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
+    pub fn try_start(self: &Arc<Device>, now: Duration, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
-        if state.frames >= self.frames_max || (state.frames > 0 && waiting < self.overlap_min) {
+        if state.frames >= state.frames_max || (state.frames > 0 && waiting < self.overlap_min) {
             let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
             if !state.refused.iter().any(known) {
                 state.refused.push(Arc::downgrade(signal));
@@ -145,7 +152,7 @@ impl Device {
             return None;
         }
         state.frames += 1;
-        Some(WriteSlot { device: Arc::clone(self) })
+        Some(WriteSlot { device: Arc::clone(self), began: now })
     }
 
     /// Grows with each failure. What was reserved in an earlier epoch is of unknown outcome.
@@ -181,6 +188,19 @@ impl Device {
 #[derive(Debug)]
 pub struct WriteSlot {
     device: Arc<Device>,
+    began: Duration,
+}
+
+impl WriteSlot {
+    /// Gives it back for a frame that has ended: one that was quick lets another one be under way, one that was slow halves
+    /// those that are made ahead.
+    pub fn end(self, now: Duration) {
+        let (least, most) = self.device.frames.clone().into_inner();
+        let mut state = self.device.lock();
+        let max = state.frames_max;
+        let took = now.saturating_sub(self.began);
+        state.frames_max = if took <= AHEAD_TIME { (max + 1).min(most) } else { least + (max - least) / 2 };
+    }
 }
 
 impl Drop for WriteSlot {
@@ -200,19 +220,42 @@ impl Drop for WriteSlot {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::from_secs(1);
+
     #[test]
     fn a_second_write_starts_only_when_enough_waits() {
         let device = Device::new("d", 2);
         let signal = Arc::new(Signal::default());
-        let first = device.try_start(1, &signal).unwrap();
+        let first = device.try_start(NOW, 1, &signal).unwrap();
         let seen = signal.count();
-        assert!(device.try_start(OVERLAP_MIN - 1, &signal).is_none());
-        let second = device.try_start(OVERLAP_MIN, &signal).unwrap();
-        assert!(device.try_start(usize::MAX, &signal).is_none(), "the depth is reached");
+        assert!(device.try_start(NOW, OVERLAP_MIN - 1, &signal).is_none());
+        let second = device.try_start(NOW, OVERLAP_MIN, &signal).unwrap();
+        assert!(device.try_start(NOW, usize::MAX, &signal).is_none(), "the depth is reached");
         drop(first);
         assert!(signal.count() > seen, "the refused one hears of a free slot");
         drop(second);
-        assert!(device.try_start(0, &signal).is_some());
+        assert!(device.try_start(NOW, 0, &signal).is_some());
+    }
+
+    /// How many frames the device takes at once; they have ended after `time`.
+    fn frames_of(device: &Arc<Device>, time: Duration) -> usize {
+        let signal = Arc::new(Signal::default());
+        let slots: Vec<WriteSlot> =
+            std::iter::from_fn(|| device.try_start(NOW, usize::MAX, &signal)).take(100).collect();
+        let count = slots.len();
+        slots.into_iter().for_each(|slot| slot.end(NOW + time));
+        count
+    }
+
+    #[test]
+    fn more_frames_are_made_ahead_while_the_disk_is_quick_with_them() {
+        let device = Device::with_frames("d", Tuning { depth: 2, ..Tuning::default() }, 6..=34, OVERLAP_MIN);
+        assert_eq!(frames_of(&device, AHEAD_TIME), 6);
+        assert_eq!(frames_of(&device, AHEAD_TIME), 12);
+        assert_eq!(frames_of(&device, AHEAD_TIME), 24);
+        assert_eq!(frames_of(&device, AHEAD_TIME), 34);
+        assert_eq!(frames_of(&device, 2 * AHEAD_TIME), 34);
+        assert_eq!(frames_of(&device, AHEAD_TIME), 6, "each slow one halves what is ahead");
     }
 
     #[test]

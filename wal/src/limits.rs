@@ -1,5 +1,7 @@
 //! Every size and count of the log, with its reason. Relations are checked when this compiles.
 
+use std::time::Duration;
+
 /// Unit of alignment: the largest logical block of current disks. A sector that holds acknowledged bytes is never
 /// written again, because nothing shares a page.
 pub const PAGE: usize = 4096;
@@ -35,17 +37,24 @@ pub const IN_FLIGHT_MAX: u64 = 2 * FRAME_MAX as u64;
 /// Writes of one log in flight where nobody has measured: one on the disk, one behind it, one on its way back.
 pub const DEPTH_DEFAULT: usize = 3;
 
-/// Frames that are made while the disk is busy, to be written together when it is free: as much as one write takes.
+/// Frames that are made while the disk is busy, to be written together when it is free.
 pub const FRAMES_AHEAD: usize = 4;
 
+/// The same on a disk that is through with each of them within [`AHEAD_TIME`]: as many as the memory of its writer holds.
+pub const FRAMES_AHEAD_MAX: usize = RING_MEMORY / FRAME_TARGET - DEPTH_DEFAULT;
+
+/// So long after it was begun a frame should be durable, or fewer are made ahead: others wait behind them, settlements as well,
+/// and what was given to a slow disk is not there for a fast one.
+pub const AHEAD_TIME: Duration = Duration::from_millis(8);
+
 /// What lies one behind the other is written together up to this.
-pub const WRITE_MAX: usize = FRAMES_AHEAD * FRAME_TARGET;
+pub const WRITE_MAX: usize = 8 * FRAME_TARGET;
 
 /// While a write is in flight another one starts only when this much waits: otherwise frames stay tiny.
 pub const OVERLAP_MIN: usize = 64 << 10;
 
 /// Memory of a log's writer, for the frames in flight and those that are made meanwhile; what finds no room brings its own.
-pub const RING_MEMORY: usize = 16 * FRAME_TARGET;
+pub const RING_MEMORY: usize = 32 * FRAME_TARGET;
 
 /// Fences that one incarnation header has room for.
 pub const FENCES_MAX: usize = 64;
@@ -60,6 +69,7 @@ const _: () = assert!(FRAME_TARGET.is_multiple_of(PAGE) && FRAME_MAX.is_multiple
 const _: () = assert!(SEGMENT_FIRST >= SEGMENT_MIN && SEGMENT_DEFAULT >= SEGMENT_FIRST);
 const _: () = assert!(FRAME_MAX as u64 + INCARNATION_HEADER as u64 <= SEGMENT_DEFAULT);
 const _: () = assert!(OVERLAP_MIN <= FRAME_TARGET);
+const _: () = assert!(FRAMES_AHEAD <= FRAMES_AHEAD_MAX);
 
 /// `len` rounded up to whole pages.
 pub const fn pages(len: usize) -> usize {

@@ -8,7 +8,7 @@
 
 use wal::calibrate::Shape;
 use wal::format::frame;
-use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, FRAMES_AHEAD, OVERLAP_MIN, RING_MEMORY, WRITE_MAX, pages};
+use wal::limits::{DEPTH_DEFAULT, FRAME_TARGET, FRAMES_AHEAD_MAX, OVERLAP_MIN, RING_MEMORY, WRITE_MAX, pages};
 
 /// Of each transaction in a frame beside its events: the section's header, and counts.
 const TRANSACTION_BYTES: u64 = 11;
@@ -93,7 +93,7 @@ impl Load {
             return self.written(producers / groups, groups as usize, Waiting::Nothing);
         }
         // Whoever is answered waits while those who waited are written: as many groups as writes in flight, and one.
-        let under_way = producers.min((DEPTH_DEFAULT + FRAMES_AHEAD) as f64 * self.fitting());
+        let under_way = producers.min((DEPTH_DEFAULT + FRAMES_AHEAD_MAX) as f64 * self.fitting());
         let joined = (WRITE_MAX as f64 / bytes).floor().max(1.0);
         self.written((under_way / (most + 1.0)).clamp(1.0, joined), DEPTH_DEFAULT, Waiting::Frames)
     }
@@ -121,7 +121,7 @@ impl Load {
 
     /// The part of the bytes under way that the ring's memory has no room for.
     fn fresh(&self, frames: &Frames) -> f64 {
-        let ahead = if frames.waiting == Waiting::Frames { FRAMES_AHEAD as f64 } else { 0.0 };
+        let ahead = if frames.waiting == Waiting::Frames { FRAMES_AHEAD_MAX as f64 } else { 0.0 };
         let made = (frames.shape.depth as f64 + ahead) * frames.transactions;
         let bytes = made.min(self.producers as f64) * self.transaction_bytes() as f64;
         (1.0 - RING_MEMORY as f64 / bytes).max(0.0)

@@ -58,7 +58,7 @@ impl Core {
         }
         let leaves = if snapshot { 0 } else { self.leaves(index) };
         let device = self.seats[index].log.device().clone();
-        let Some(slot) = device.try_start(bytes, &self.signals[index]) else {
+        let Some(slot) = device.try_start(now, bytes, &self.signals[index]) else {
             // Perhaps writes of another channel have all its slots, and hang.
             self.seats[index].owes_since.get_or_insert(now);
             return None;
@@ -295,7 +295,9 @@ impl Core {
 
     /// A frame was written and synced, or was not.
     pub(crate) fn complete(&mut self, now: Duration, mut job: Job, result: io::Result<()>, answers: &mut Vec<Answer>) {
-        job.slot = None;
+        if let Some(slot) = job.slot.take() {
+            slot.end(now);
+        }
         let index = job.log;
         let (id, epoch) = (job.reservation.id, job.reservation.epoch);
         let cause = result.err().map(|error| error.to_string());

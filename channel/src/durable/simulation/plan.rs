@@ -35,6 +35,8 @@ pub struct Plan {
     pub shared_flush: bool,
     /// Whether each start finds disks that behave otherwise than at the last one, and keeps that.
     pub measured: bool,
+    /// Whether more frames are under way where the disk is quick.
+    pub ahead: bool,
     pub steps: Vec<Step>,
 }
 
@@ -138,6 +140,7 @@ impl Plan {
             compressed: (seed ^ seed >> 5).is_multiple_of(3),
             shared_flush: (seed ^ seed >> 11).is_multiple_of(3),
             measured: (seed ^ seed >> 9).is_multiple_of(5),
+            ahead: (seed ^ seed >> 13).is_multiple_of(3),
             steps: Vec::new(),
         };
         let moods = Moods::draw(&mut rng);
@@ -258,7 +261,7 @@ impl fmt::Display for Plan {
         writeln!(
             formatter,
             "seed {} dirs {} encrypted {} segment-pages {} depth {} overlap {} one-device {} hot-tail {} capacity {} \
-             pool {} compressed {} shared-flush {} measured {}",
+             pool {} compressed {} shared-flush {} measured {} ahead {}",
             self.seed,
             self.dirs,
             u8::from(self.encrypted),
@@ -271,7 +274,8 @@ impl fmt::Display for Plan {
             self.pool_segments,
             u8::from(self.compressed),
             u8::from(self.shared_flush),
-            u8::from(self.measured)
+            u8::from(self.measured),
+            u8::from(self.ahead)
         )?;
         for Step { verb, args: [first, second, third] } in &self.steps {
             let name = Verb::NAMES.iter().find(|(_, found)| found == verb).map_or("?", |(name, _)| name);
@@ -304,6 +308,7 @@ impl Plan {
             compressed: number("compressed").unwrap_or(0) != 0,
             shared_flush: number("shared-flush").unwrap_or(0) != 0,
             measured: number("measured").unwrap_or(0) != 0,
+            ahead: number("ahead").unwrap_or(0) != 0,
             steps: Vec::new(),
         };
         for line in lines {

@@ -22,7 +22,7 @@ use wal::io::buffer::Buffer;
 use wal::io::real::{Backend, RealDir};
 use wal::io::sim::{Failure, Fault, Operation, Outcome as DiskOutcome, SimDisk, SimRandom, UNLIMITED};
 use wal::io::{Dir, durable};
-use wal::limits::OVERLAP_MIN;
+use wal::limits::{FRAMES_AHEAD_MAX, OVERLAP_MIN};
 use wal::log::Log;
 use wal::recover::RecoverError;
 use wal::seal::{ChannelKey, nonces};
@@ -333,7 +333,8 @@ impl World {
         let overlap_min = if self.plan.overlap { 1 } else { OVERLAP_MIN };
         let durability = if self.plan.shared_flush { Durability::SharedFlush } else { Durability::PerWrite };
         let tuning = Tuning { durability, depth: self.plan.depth };
-        let device = |name: String| Device::with_overlap(name, tuning, overlap_min);
+        let frames = self.plan.depth..=self.plan.depth + if self.plan.ahead { FRAMES_AHEAD_MAX } else { 0 };
+        let device = |name: String| Device::with_frames(name, tuning, frames.clone(), overlap_min);
         let calibration = self.plan.measured.then_some(Calibration {
             tuning,
             measured_ms: self.report.crashes,
