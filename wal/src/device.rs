@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::io::uring::Alarm;
-use crate::limits::{AHEAD_TIME, FRAMES_AHEAD, FRAMES_AHEAD_MAX, OVERLAP_MIN};
+use crate::limits::{AHEAD_TIME, FRAMES_AHEAD, FRAMES_AHEAD_MAX, OVERLAP_MIN, RING_MEMORY};
 use crate::tuning::Tuning;
 
 #[derive(Debug, Default)]
@@ -89,6 +89,8 @@ struct State {
     frames: usize,
     /// More are not under way at once, for now.
     frames_max: usize,
+    /// Of the frames under way, about.
+    bytes: usize,
     epoch: u64,
     failure: Option<String>,
     /// Who was refused a slot because others had them all.
@@ -119,7 +121,7 @@ impl Device {
         Device::with_frames(name, tuning, frames, OVERLAP_MIN)
     }
 
-    /// A device that has so many frames under way, as many as it is quick with, and on which another one starts beside those
+    /// A device that has so many frames under way, as many as it is quick with and as its writer has memory for, and on which another one starts beside those
     /// as soon as `overlap_min` bytes wait.
     pub fn with_frames(
         name: impl Into<String>,
@@ -128,7 +130,8 @@ impl Device {
         overlap_min: usize,
     ) -> Arc<Device> {
         assert!(tuning.depth > 0 && *frames.start() > 0, "a device takes at least one write at a time");
-        let state = State { frames: 0, frames_max: *frames.start(), epoch: 0, failure: None, refused: Vec::new() };
+        let state =
+            State { frames: 0, frames_max: *frames.start(), bytes: 0, epoch: 0, failure: None, refused: Vec::new() };
         Arc::new(Device { name: name.into(), tuning, frames, overlap_min, state: Mutex::new(state) })
     }
 
@@ -140,11 +143,13 @@ impl Device {
         self.tuning
     }
 
-    /// A slot for one frame, if one is free and `waiting` bytes are worth one. When all are taken, `signal` is raised
+    /// A slot for one frame of `waiting` bytes, if one is free and so many are worth one. When all are taken, `signal` is raised
     /// once a slot comes free.
     pub fn try_start(self: &Arc<Device>, now: Duration, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
-        if state.frames >= state.frames_max || (state.frames > 0 && waiting < self.overlap_min) {
+        let is_full = state.frames >= *self.frames.start() && state.bytes + waiting > RING_MEMORY;
+        let is_early = state.frames > 0 && waiting < self.overlap_min;
+        if state.frames >= state.frames_max || is_full || is_early {
             let known = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
             if !state.refused.iter().any(known) {
                 state.refused.push(Arc::downgrade(signal));
@@ -152,7 +157,8 @@ impl Device {
             return None;
         }
         state.frames += 1;
-        Some(WriteSlot { device: Arc::clone(self), began: now })
+        state.bytes += waiting;
+        Some(WriteSlot { device: Arc::clone(self), began: now, bytes: waiting })
     }
 
     /// Grows with each failure. What was reserved in an earlier epoch is of unknown outcome.
@@ -189,6 +195,7 @@ impl Device {
 pub struct WriteSlot {
     device: Arc<Device>,
     began: Duration,
+    bytes: usize,
 }
 
 impl WriteSlot {
@@ -208,6 +215,7 @@ impl Drop for WriteSlot {
         let refused = {
             let mut state = self.device.lock();
             state.frames -= 1;
+            state.bytes -= self.bytes;
             std::mem::take(&mut state.refused)
         };
         for signal in refused.iter().filter_map(Weak::upgrade) {
@@ -230,18 +238,17 @@ mod tests {
         let seen = signal.count();
         assert!(device.try_start(NOW, OVERLAP_MIN - 1, &signal).is_none());
         let second = device.try_start(NOW, OVERLAP_MIN, &signal).unwrap();
-        assert!(device.try_start(NOW, usize::MAX, &signal).is_none(), "the depth is reached");
+        assert!(device.try_start(NOW, OVERLAP_MIN, &signal).is_none(), "the depth is reached");
         drop(first);
         assert!(signal.count() > seen, "the refused one hears of a free slot");
         drop(second);
         assert!(device.try_start(NOW, 0, &signal).is_some());
     }
 
-    /// How many frames the device takes at once; they have ended after `time`.
-    fn frames_of(device: &Arc<Device>, time: Duration) -> usize {
+    /// How many frames of so many bytes the device takes at once; they have ended after `time`.
+    fn frames_of(device: &Arc<Device>, bytes: usize, time: Duration) -> usize {
         let signal = Arc::new(Signal::default());
-        let slots: Vec<WriteSlot> =
-            std::iter::from_fn(|| device.try_start(NOW, usize::MAX, &signal)).take(100).collect();
+        let slots: Vec<WriteSlot> = std::iter::from_fn(|| device.try_start(NOW, bytes, &signal)).take(100).collect();
         let count = slots.len();
         slots.into_iter().for_each(|slot| slot.end(NOW + time));
         count
@@ -250,12 +257,13 @@ mod tests {
     #[test]
     fn more_frames_are_made_ahead_while_the_disk_is_quick_with_them() {
         let device = Device::with_frames("d", Tuning { depth: 2, ..Tuning::default() }, 6..=34, OVERLAP_MIN);
-        assert_eq!(frames_of(&device, AHEAD_TIME), 6);
-        assert_eq!(frames_of(&device, AHEAD_TIME), 12);
-        assert_eq!(frames_of(&device, AHEAD_TIME), 24);
-        assert_eq!(frames_of(&device, AHEAD_TIME), 34);
-        assert_eq!(frames_of(&device, 2 * AHEAD_TIME), 34);
-        assert_eq!(frames_of(&device, AHEAD_TIME), 6, "each slow one halves what is ahead");
+        for frames in [6, 12, 24, 34] {
+            assert_eq!(frames_of(&device, OVERLAP_MIN, AHEAD_TIME), frames);
+        }
+        assert_eq!(frames_of(&device, RING_MEMORY / 20, AHEAD_TIME), 20, "no more than its writer has memory for");
+        assert_eq!(frames_of(&device, RING_MEMORY, AHEAD_TIME), 6, "but those it always has");
+        assert_eq!(frames_of(&device, OVERLAP_MIN, 2 * AHEAD_TIME), 34);
+        assert_eq!(frames_of(&device, OVERLAP_MIN, AHEAD_TIME), 6, "each slow one halves what is ahead");
     }
 
     #[test]

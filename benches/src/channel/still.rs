@@ -119,10 +119,8 @@ fn put(
                         break;
                     }
                     let left = usize::try_from(count - first).unwrap_or(usize::MAX);
-                    let events = generator.own(|| match left {
-                        left if left < batch.len() => batch.sub_batch(0..left),
-                        _ => batch.clone(),
-                    });
+                    // In memory of its own, as that of a source, and not shared with all of the hot tail.
+                    let events = generator.own(|| batch.sub_batch(0..left.min(batch.len())));
                     let sent = Instant::now();
                     if let Err(error) = producer.put_and_wait(events) {
                         claimed.store(count, Ordering::Relaxed);
