@@ -22,8 +22,6 @@ const FRAME_S: f64 = 8e-6;
 const TRANSACTION_S: f64 = 3.6e-6;
 const EVENT_S: f64 = 50e-9;
 const BYTE_S: f64 = 0.11e-9;
-/// Of each byte that finds no room in the ring's memory: the kernel brings fresh pages.
-const FRESH_BYTE_S: f64 = 0.6e-9;
 /// Until a thread that sleeps goes on.
 const WAKE_S: f64 = 10.5e-6;
 /// CPU time of a producer's thread for each transaction.
@@ -127,18 +125,9 @@ impl Load {
         fit.floor().clamp((DEPTH_DEFAULT + FRAMES_AHEAD) as f64, (DEPTH_DEFAULT + FRAMES_AHEAD_MAX) as f64)
     }
 
-    /// The part of the bytes under way that the ring's memory has no room for.
-    fn fresh(&self, frames: &Frames) -> f64 {
-        let all = if frames.waiting == Waiting::Frames { self.frames_under_way() } else { frames.shape.depth as f64 };
-        let made = all * frames.transactions;
-        let bytes = made.min(self.producers as f64) * self.transaction_bytes() as f64;
-        (1.0 - RING_MEMORY as f64 / bytes).max(0.0)
-    }
-
     /// CPU time of the thread that writes, for one write.
     fn write_cpu_s(&self, frames: &Frames) -> f64 {
-        let byte = BYTE_S + FRESH_BYTE_S * self.fresh(frames);
-        let event = EVENT_S + self.size as f64 * byte;
+        let event = EVENT_S + self.size as f64 * BYTE_S;
         frames.together * (FRAME_S + frames.transactions * (TRANSACTION_S + self.batch as f64 * event))
     }
 
@@ -146,6 +135,8 @@ impl Load {
     fn cycle_s(&self, frames: &Frames, disk: &dyn Disk) -> Result<f64, String> {
         let latency = disk.latency_s(frames.shape)?;
         Ok(match frames.waiting {
+            // It writes itself.
+            Waiting::Nothing if self.producers == 1 => latency + self.write_cpu_s(frames),
             Waiting::Nothing => latency + self.write_cpu_s(frames) + 2.0 * WAKE_S,
             Waiting::Transactions => latency + self.write_cpu_s(frames),
             Waiting::Frames => latency,
@@ -339,7 +330,7 @@ mod tests {
         assert_eq!((long.transactions, long.together, long.shape.depth), (1.0, 2.0, 3));
         let longer = load(8, 1000, 4096).frames(1);
         assert_eq!((longer.transactions, longer.together, longer.shape.depth), (1.0, 1.0, 3));
-        assert!(longer.shape.block > 4_000_000 && load(8, 1000, 4096).fresh(&longer) > 0.7);
+        assert!(longer.shape.block > 4_000_000);
         // The same producers on more disks put less on each.
         assert_eq!(load(8, 100, 1024).frames(8).shape.depth, 1);
     }
@@ -347,7 +338,7 @@ mod tests {
     #[test]
     fn one_producer_waits_for_the_disk_and_many_for_its_bandwidth() {
         let alone = load(1, 1, 1024);
-        let cycle = 3e-3 + 4096.0 / 0.3e9 + FRAME_S + TRANSACTION_S + 2.0 * WAKE_S;
+        let cycle = 3e-3 + 4096.0 / 0.3e9 + FRAME_S + TRANSACTION_S;
         near(alone.put_ev_s(&alone.frames(1), &SLOW, ALL).unwrap(), 1.0 / cycle);
         let many = load(64, 1000, 1024);
         let frames = many.frames(1);
