@@ -189,7 +189,7 @@ fn child(arguments: &Arguments, mode: &str) -> Result<Value, String> {
     serde_json::from_slice(&output.stdout).map_err(|error| format!("{mode}: {error}"))
 }
 
-fn delete_checkpoints(folder: &Path) -> Result<(), String> {
+pub(crate) fn delete_checkpoints(folder: &Path) -> Result<(), String> {
     let at = |error: std::io::Error| format!("{}: {error}", folder.display());
     for entry in std::fs::read_dir(folder).map_err(at)? {
         let entry = entry.map_err(at)?;

@@ -15,6 +15,7 @@ use wal::io::buffer::Buffer;
 use wal::io::real::Backend;
 use wal::seal::ChannelKey;
 
+use crate::backlog::delete_checkpoints;
 use crate::channel::{FOLDER, remove};
 use crate::payload::Payload;
 
@@ -76,7 +77,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     }
     let channel = open(arguments)?;
     match arguments.op {
-        Operation::Put | Operation::Fill => put(&channel, arguments)?,
+        Operation::Put => put(&channel, arguments)?,
+        Operation::Fill => {
+            put(&channel, arguments)?;
+            // Or it would be chance whether the last sealed segment says what it holds, and recovery reads it otherwise.
+            channel.close().wait()?;
+            delete_checkpoints(&folder)?;
+        }
         Operation::Take => {
             put(&channel, arguments)?;
             take(&channel, arguments)?;
@@ -89,8 +96,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         }
         Operation::Seal => {}
     }
-    // Nothing is closed: closing is not what is counted, and what `fill` leaves is to be recovered. Nor is anything removed,
-    // while threads may still make files.
+    // Nothing that is counted is closed: closing is not what is counted. Nor is anything removed, while threads may still make
+    // files.
     exit(0)
 }
 

@@ -264,12 +264,9 @@ fn remove_header(records: &mut Vec<u8>, start: usize, count: usize, key: &str) -
 
 impl Records {
     fn built(&mut self) -> &mut Vec<u8> {
-        if let Records::Read(read) = self {
-            *self = Records::Built(read.to_vec());
-        }
         match self {
             Records::Built(built) => built,
-            Records::Read(_) => unreachable!("it was just built"),
+            Records::Read(_) => unreachable!("what was read is in slices, which nobody changes"),
         }
     }
 }

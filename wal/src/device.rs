@@ -1,8 +1,8 @@
 //! Flush domains: what fails together and what may be in flight together.
 //!
 //! A [`Device`] is opened once per process and passed in; all directories and channels on one block device share it.
-//! It promises two things: no more than a few frames are under way, one beside others only when enough waits; and once a
-//! write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
+//! It promises two things: no more frames are under way than it is quick with and their writer has memory for, one beside
+//! others only when enough waits; and once a write or sync has failed, everything unacknowledged on the device is of unknown outcome (its epoch has passed).
 
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -121,8 +121,8 @@ impl Device {
         Device::with_frames(name, tuning, frames, OVERLAP_MIN)
     }
 
-    /// A device that has so many frames under way, as many as it is quick with and as its writer has memory for, and on which another one starts beside those
-    /// as soon as `overlap_min` bytes wait.
+    /// A device that has so many frames under way, as many of them as it is quick with and as its writer has memory for, and on
+    /// which another one starts beside those as soon as `overlap_min` bytes wait.
     pub fn with_frames(
         name: impl Into<String>,
         tuning: Tuning,
@@ -143,8 +143,8 @@ impl Device {
         self.tuning
     }
 
-    /// A slot for one frame of `waiting` bytes, if one is free and so many are worth one. When all are taken, `signal` is raised
-    /// once a slot comes free.
+    /// A slot for one frame of `waiting` bytes, if one is free and so many are worth one. When all are taken, `signal` is
+    /// raised once a slot comes free.
     pub fn try_start(self: &Arc<Device>, now: Duration, waiting: usize, signal: &Arc<Signal>) -> Option<WriteSlot> {
         let mut state = self.lock();
         let is_full = state.frames >= *self.frames.start() && state.bytes + waiting > RING_MEMORY;

@@ -145,7 +145,7 @@ fn pass(seed: u64, pass: u64) -> (Plan, Backend) {
         compressed: pass.is_multiple_of(3),
         shared_flush: pass % 3 == 1,
         measured: pass % 2 == 1,
-        ahead: pass % 3 == 1,
+        ahead: pass % 4 < 2,
         steps: Vec::new(),
     };
     let mut step = |verb, args| plan.steps.push(Step::new(verb, args));

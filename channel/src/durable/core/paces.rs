@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use wal::io::buffer::Buffer;
+use wal::limits::{AHEAD_TIME, DEPTH_DEFAULT, FRAMES_AHEAD, FRAMES_AHEAD_MAX};
 
 use super::Cache;
 use super::stage::Stage;
@@ -254,6 +255,32 @@ fn a_disk_that_never_answers_holds_up_only_what_it_was_given() {
         let written: u64 = others.iter().sum();
         assert!(race.taken * 100 >= written * 95, "{} of {written} events taken from {disks} disks", race.taken);
     }
+}
+
+/// Frames that a disk is given at once while it needs so long for each of them, after a while.
+fn given_at_once(time: Duration) -> usize {
+    let mut stage = Stage::with_segments(1, 16 * SEGMENT_LEN);
+    stage.core.options.capacity = 1 << 20;
+    let producer = stage.producer();
+    let mut most = 0;
+    for _ in 0..10 {
+        let _waits: Vec<_> = (0..100).map(|_| stage.ask(producer, PUT_BYTES)).collect();
+        let flights: Vec<_> = std::iter::from_fn(|| stage.next_frame(0)).collect();
+        most = flights.len();
+        stage.now += time;
+        let now = stage.now;
+        for (job, frame) in flights {
+            let result = job.reservation.file.write_durable_at(&frame, job.reservation.header.offset);
+            stage.answered(|core, answers| core.complete(now, job, result, answers));
+        }
+    }
+    most
+}
+
+#[test]
+fn a_quick_disk_is_given_more_at_once_than_a_slow_one() {
+    assert_eq!(given_at_once(AHEAD_TIME), DEPTH_DEFAULT + FRAMES_AHEAD_MAX);
+    assert_eq!(given_at_once(2 * AHEAD_TIME), DEPTH_DEFAULT + FRAMES_AHEAD);
 }
 
 /// Writes for a while without a consumer, then drains. How long the drain took, and the longest that a disk had to read.

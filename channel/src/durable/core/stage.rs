@@ -6,6 +6,7 @@ use std::time::Duration;
 use wal::device::Device;
 use wal::io::buffer::Buffer;
 use wal::io::sim::{Failure, Fault, Operation, SimDisk, SimRandom};
+use wal::tuning::Tuning;
 
 use super::{Answer, Core, CoreOptions};
 use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
@@ -55,7 +56,7 @@ impl Stage {
             .enumerate()
             .map(|(at, disk)| OpenDir {
                 dir: disk.dir(&format!("d{at}")),
-                device: Device::new(format!("d{at}"), 4),
+                device: Device::tuned(format!("d{at}"), Tuning::default()),
                 calibration: None,
             })
             .collect();
