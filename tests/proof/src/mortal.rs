@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::ledger::{Fact, Ledger};
 use crate::load::{Setting, drain};
@@ -38,6 +38,16 @@ impl Mortal {
         if let Some(id) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // It may be gone already; what counts is what it leaves.
             let _gone = kill_process(id, signal);
+        }
+    }
+
+    /// Stops it where it is. Once this returns no thread of it runs.
+    pub(crate) fn stop(&self) -> Result<(), String> {
+        self.signal(Signal::STOP);
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        match waitpid(id, WaitOptions::UNTRACED) {
+            Ok(Some((_, status))) if status.stopped() => Ok(()),
+            other => Err(format!("a load does not stop: {other:?}")),
         }
     }
 

@@ -85,7 +85,7 @@ impl Arena {
         }
         let is_stopped = self.random.below(4) == 0;
         if is_stopped {
-            winner.signal(Signal::STOP);
+            winner.stop()?;
         }
         let third = self.setting();
         refused(open(&third, first)?)?;
@@ -192,10 +192,12 @@ pub(crate) fn run(budget: &Budget) -> Tally {
 fn control(seed: u64) -> Result<(), String> {
     let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
     let setting = setting_at(scratch.path(), seed);
-    let (said, _holder) = open(&setting, 0)?;
+    let (said, holder) = open(&setting, 0)?;
     if said != Fact::Opened {
         return Err(format!("the first does not open: {said}"));
     }
+    // A holder that goes on writes into what the second recovers, which may then rightly find damage.
+    holder.stop()?;
     for dir in &setting.dirs {
         fs::remove_file(dir.join("lock")).map_err(|error| format!("no lock file in {}: {error}", dir.display()))?;
     }
