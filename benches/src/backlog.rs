@@ -128,19 +128,21 @@ fn puts(arguments: &Arguments, empty: &Path, bytes_s: f64, backlog_bytes: u64) -
     let beside = Pool::around(&arguments.dir, bytes, &[&options[..], &["--pool", &pool]].concat())?;
     let alone = Pool::filled(empty, bytes, &options)?;
     let (mut with, mut without, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cpu_with, mut cpu_without) = (Vec::new(), Vec::new());
     for round in 0..arguments.put_rounds {
-        let load = |pool: &Pool<'_>| {
+        let load = |pool: &Pool<'_>, cpu: &mut Vec<f64>| {
             let outcome = pool.load(arguments.put_seconds, &options)?;
             let bytes = outcome.put_events.unwrap_or_default() as f64 * arguments.size as f64;
+            cpu.push(outcome.reading.cpu.as_secs_f64() / bytes * f64::from(1 << 30));
             Ok::<f64, String>(bytes / outcome.reading.elapsed.as_secs_f64() / 1e6)
         };
         // Who comes first has the disk as the other one left it.
         let (own, other) = if round.is_multiple_of(2) {
-            let own = load(&beside)?;
-            (own, load(&alone)?)
+            let own = load(&beside, &mut cpu_with)?;
+            (own, load(&alone, &mut cpu_without)?)
         } else {
-            let other = load(&alone)?;
-            (load(&beside)?, other)
+            let other = load(&alone, &mut cpu_without)?;
+            (load(&beside, &mut cpu_with)?, other)
         };
         with.push(own);
         without.push(other);
@@ -151,6 +153,8 @@ fn puts(arguments: &Arguments, empty: &Path, bytes_s: f64, backlog_bytes: u64) -
     Ok(json!({
         "beside_mb_s": Spread::of(&with).json(),
         "alone_mb_s": Spread::of(&without).json(),
+        "beside_cpu_s_per_gib": Spread::of(&cpu_with).json(),
+        "alone_cpu_s_per_gib": Spread::of(&cpu_without).json(),
         "beside_of_alone": Spread::of(&ratios).json(),
         "beside_of_alone_medians": rounded(Spread::of(&with).median / Spread::of(&without).median),
     }))

@@ -204,7 +204,9 @@ pub(crate) fn whole_file(dir: &RealDir, len: u64) -> io::Result<Arc<dyn File>> {
 }
 
 pub(crate) fn remove_file(dir: &RealDir) -> io::Result<()> {
-    dir.remove(FILE)
+    dir.remove(FILE)?;
+    host::forgotten(Path::new(&dir.name()));
+    Ok(())
 }
 
 fn measure(file: &Arc<dyn File>, backend: Backend, arguments: &Arguments, shapes: &[Shape]) -> io::Result<Grid> {
@@ -235,7 +237,7 @@ fn measure(file: &Arc<dyn File>, backend: Backend, arguments: &Arguments, shapes
         }
         for shape in READ_BLOCKS.iter().flat_map(|&block| DEPTHS.map(|depth| Shape { block, depth })) {
             if shape.in_flight() as u64 <= arguments.bytes {
-                let measured = calibrate::read(&**file, arguments.bytes, shape, arguments.seconds)?;
+                let measured = calibrate::read(&**file, arguments.bytes, shape, arguments.seconds, |_| ())?;
                 grid.reads.entry(shape).or_default().push(measured.bytes_per_second());
             }
         }

@@ -129,7 +129,7 @@ impl Comparison<'_> {
             Kind::Write => {
                 calibrate::write(self.file, self.bytes, shape, Durability::PerWrite, self.seconds, self.backend)
             }
-            Kind::Read => calibrate::read(&**self.file, self.bytes, shape, self.seconds),
+            Kind::Read => calibrate::read(&**self.file, self.bytes, shape, self.seconds, |_| ()),
         };
         let measured = measured.map_err(|error| error.to_string())?;
         let mut latencies = Latencies::new();

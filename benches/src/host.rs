@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -60,6 +60,11 @@ impl BlockDevice {
         fs::read_to_string(disk.join("queue").join(setting)).ok().map(|text| text.trim().to_owned())
     }
 
+    /// Bytes that it was told to forget.
+    fn discarded(&self) -> Option<u64> {
+        parse_discarded(&fs::read_to_string(self.path.join("stat")).ok()?)
+    }
+
     fn whole_disk(&self) -> Option<PathBuf> {
         self.path.join("partition").exists().then(|| fs::canonicalize(&self.path).ok()?.parent().map(Path::to_owned))?
     }
@@ -73,6 +78,35 @@ fn parse_stat(line: &str) -> Option<DeviceCounts> {
         written_bytes: fields.get(6)? * SECTOR,
         flushes: fields.get(15).copied().unwrap_or_default(),
     })
+}
+
+/// Sectors discarded are field 13 of that line (kernels since 4.18).
+fn parse_discarded(line: &str) -> Option<u64> {
+    line.split_whitespace().nth(13)?.parse().ok().map(|sectors: u64| sectors * SECTOR)
+}
+
+/// Longest wait for a disk to forget what was removed from it.
+const FORGETS_WITHIN: Duration = Duration::from_secs(20);
+/// A disk that was told nothing for so long has been told everything.
+const FORGETS_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits until what was removed below `dir` is gone from the disk as well. Where a file system is mounted with `discard`, it
+/// tells the disk behind the next commit, and reads and writes beside that take twice as long: those of whoever measures next.
+pub(crate) fn forgotten(dir: &Path) {
+    let Some(device) = BlockDevice::below(dir) else { return };
+    if let Ok(dir) = fs::File::open(dir) {
+        let _commits_by_itself_after_some_seconds = rustix::fs::syncfs(dir);
+    }
+    let until = Instant::now() + FORGETS_WITHIN;
+    let mut seen = device.discarded();
+    while Instant::now() < until {
+        std::thread::sleep(FORGETS_EVERY);
+        let now = device.discarded();
+        if now == seen {
+            return;
+        }
+        seen = now;
+    }
 }
 
 /// The counters of all devices below some directories, each device once.
@@ -225,6 +259,7 @@ mod tests {
         let expected =
             DeviceCounts { read_bytes: 444_284_442 * 512, written_bytes: 556_868_480 * 512, flushes: 2_622_412 };
         assert_eq!(parse_stat(line), Some(expected));
+        assert_eq!(parse_discarded(line), Some(3 * 512));
         assert_eq!(parse_stat("1 2 3"), None);
     }
 

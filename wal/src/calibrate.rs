@@ -143,8 +143,16 @@ pub fn fill(file: &dyn File, len: u64) -> io::Result<()> {
     file.sync()
 }
 
-/// Reads the first `len` bytes of `file` from front to end, again and again, for about `time`.
-pub fn read(file: &dyn File, len: u64, shape: Shape, time: Duration) -> io::Result<Measured> {
+/// Reads the first `len` bytes of `file` from front to end, again and again, for about `time`. Each block is given to `look`
+/// before its memory is read into again: whoever looks at what comes from a virtual disk has it in caches out of which the host
+/// must fetch it back, and gets less.
+pub fn read(
+    file: &dyn File,
+    len: u64,
+    shape: Shape,
+    time: Duration,
+    look: impl Fn(&[u8]) + Sync,
+) -> io::Result<Measured> {
     let run = Run::new(len, shape, time)?;
     run.go(|done| {
         // In large pages, as a backlog is read.
@@ -157,6 +165,7 @@ pub fn read(file: &dyn File, len: u64, shape: Shape, time: Duration) -> io::Resu
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             done.add(shape.block, begin.elapsed());
+            look(&block);
             if run.is_over() {
                 return Ok(());
             }
@@ -418,9 +427,9 @@ mod tests {
     fn reads_go_from_front_to_end_and_a_file_that_is_too_short_is_an_error() {
         let scratch = tempfile::tempdir().unwrap();
         let file = file(&scratch, false);
-        assert!(read(&*file, LEN, Shape { block: PAGE, depth: 2 }, SOON).unwrap().blocks > 0);
-        let error =
-            read(&*file, 2 * LEN, Shape { block: LEN as usize, depth: 1 }, Duration::from_secs(60)).unwrap_err();
+        assert!(read(&*file, LEN, Shape { block: PAGE, depth: 2 }, SOON, |_| ()).unwrap().blocks > 0);
+        let error = read(&*file, 2 * LEN, Shape { block: LEN as usize, depth: 1 }, Duration::from_secs(60), |_| ())
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 

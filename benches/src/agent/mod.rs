@@ -266,7 +266,11 @@ impl<'a> Bench<'a> {
     /// Removes the files that an agent has closed: the disk may be small.
     fn clear(&self, agent: &Standing) -> Result<(), String> {
         match (&self.hdfs, agent.out.strip_prefix("file://")) {
-            (None, Some(folder)) => remove_closed(Path::new(folder)).map_err(|error| format!("{folder}: {error}")),
+            (None, Some(folder)) => {
+                remove_closed(Path::new(folder)).map_err(|error| format!("{folder}: {error}"))?;
+                host::forgotten(Path::new(folder));
+                Ok(())
+            }
             (Some(hdfs), _) => {
                 let folder = agent.out.strip_prefix(&hdfs.url()).unwrap_or_default();
                 remove_on(hdfs, &format!("{folder}/*[0-9]"));

@@ -239,10 +239,15 @@ impl Arguments {
 /// What a sink would hold at once.
 const TAKE_BYTES: usize = 16 << 20;
 
+/// With all that is in it, so that the disk has forgotten it as well.
 pub(crate) fn remove(folder: &Path) -> Result<(), String> {
     match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", folder.display())),
-        _ => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{}: {error}", folder.display())),
+        Ok(()) => {
+            folder.parent().into_iter().for_each(host::forgotten);
+            Ok(())
+        }
     }
 }
 

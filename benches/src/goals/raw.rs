@@ -1,9 +1,11 @@
 //! The disk by itself, as a round needs it.
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wal::calibrate::{self, Durability, Measured, Shape};
+use wal::checksum::crc32c;
 use wal::io::File;
 use wal::io::real::Backend;
 use wal::limits::pages;
@@ -54,10 +56,21 @@ impl Raw<'_> {
 
     /// `R` of this round in MB/s.
     pub(super) fn read(&self) -> Result<f64, String> {
+        self.read_and(|_| ())
+    }
+
+    /// The same by a reader that checks what it reads.
+    pub(super) fn read_and_sum(&self) -> Result<f64, String> {
+        self.read_and(|block| {
+            black_box(crc32c(block));
+        })
+    }
+
+    fn read_and(&self, look: impl Fn(&[u8]) + Sync) -> Result<f64, String> {
         let mut best = 0_f64;
         for depth in [1, 2, 4, 8] {
             let shape = Shape { block: 1 << 20, depth };
-            let measured = calibrate::read(&**self.file, self.bytes, shape, self.seconds / PART);
+            let measured = calibrate::read(&**self.file, self.bytes, shape, self.seconds / PART, &look);
             best = best.max(measured.map_err(|error| format!("raw read: {error}"))?.bytes_per_second());
         }
         Ok(best / 1e6)
