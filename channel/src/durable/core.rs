@@ -32,7 +32,7 @@ use crate::api::{ChannelStats, Lease, PutError, PutReceipt, TakeError, TakeLimit
 use crate::settlement::{SeqRange, SettleError};
 use crate::ticket::TicketSender;
 
-/// A take waits this long for an older write on a disk that stalls, before it passes it by.
+/// A take passes an older write by that is so old and still under way.
 const ORDER_WAIT: Duration = Duration::from_millis(50);
 /// After this much idleness the last frames get a witness.
 const WITNESS_AFTER: Duration = Duration::from_millis(50);
@@ -152,6 +152,7 @@ pub(crate) struct Core {
     /// Where a producer's unacknowledged transactions are: (log, frames).
     affinity: BTreeMap<u64, (usize, usize)>,
     takes: VecDeque<WaitingTake>,
+    /// When a take goes on without waiting for older writes, if one waits.
     order_wait: Option<Duration>,
     /// What the first take in line waits for: an event on the disk of this log.
     wanted: Option<(usize, u64)>,

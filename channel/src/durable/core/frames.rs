@@ -216,6 +216,9 @@ impl Core {
             seat.riding.insert(reservation.id, std::mem::take(&mut self.states));
         }
         let header = &reservation.header;
+        if events > 0 {
+            seat.flying.push_back((header.first_seq, now));
+        }
         self.unwitnessed =
             if header.witness || planted::is(Bug::NeverWitness) { None } else { Some((index, now + WITNESS_AFTER)) };
         self.counts.frames += 1;
@@ -342,6 +345,7 @@ impl Core {
             "a disk failed; what it had not acknowledged goes elsewhere"
         );
         seat.failed_out += frames;
+        seat.flying.clear();
         seat.failed.append(&mut seat.written);
         seat.retry_at = Some(now + RETRY_AFTER);
         seat.retiring = None;
@@ -420,6 +424,9 @@ impl Core {
     /// A frame is durable: its events can be taken, its settlements are facts, and everybody hears.
     pub(super) fn publish(&mut self, mut job: Job, answers: &mut Vec<Answer>) {
         let ranges: Vec<SeqRange> = job.ranges().map(|(range, _)| range).collect();
+        if !ranges.is_empty() {
+            self.seats[job.log].flying.pop_front();
+        }
         for (put, range) in std::mem::take(&mut job.puts).into_iter().zip(ranges) {
             self.release_affinity(put.producer);
             self.flying_events -= put.events();

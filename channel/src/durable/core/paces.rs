@@ -10,8 +10,8 @@ use std::time::Duration;
 use wal::io::buffer::Buffer;
 use wal::limits::{AHEAD_TIME, DEPTH_DEFAULT, FRAMES_AHEAD, FRAMES_AHEAD_MAX};
 
-use super::Cache;
 use super::stage::Stage;
+use super::{Cache, ORDER_WAIT};
 use crate::api::{Lease, PutError, PutReceipt, TakeError, TakeLimits};
 use crate::durable::job::{Job, PendingPut};
 use crate::durable::read::ReadJob;
@@ -236,6 +236,18 @@ fn a_disk_that_is_ten_times_slower_gets_a_tenth_and_holds_nobody_up() {
         let held_back = 5 * 10 * disks as u64;
         assert!(race.taken + held_back >= written, "{} of {written} events taken from {disks} disks", race.taken);
     }
+}
+
+#[test]
+fn a_disk_whose_every_frame_is_late_keeps_takes_behind_by_one_wait_and_no_more() {
+    const TIME: Duration = Duration::from_millis(800);
+    // Each of its frames takes less than a wait, and all that are under way together take more than three.
+    let mut race = Race::new(&[FAST, FAST, FAST * 42], HOT_TAIL);
+    race.takes = true;
+    race.run(TIME, true, |_| false);
+    let written: u64 = race.written.iter().sum();
+    let held_back = 2 * can_do(ORDER_WAIT, FAST) + 40;
+    assert!(race.taken + held_back >= written, "{} of {written} events taken", race.taken);
 }
 
 #[test]

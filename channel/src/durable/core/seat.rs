@@ -3,7 +3,7 @@
 //! A disk that fails says so. One that stalls says nothing: it is known by how long it has owed an answer.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use wal::log::Log;
@@ -37,6 +37,8 @@ pub(super) struct Seat {
     held_up: Cell<Option<(u64, u64)>>,
     /// Settlements and notes in frames that are not durable yet, by frame.
     pub(super) riding: BTreeMap<u64, Vec<PendingState>>,
+    /// Frames with events that are not durable yet: the first event of each, and when it was made.
+    pub(super) flying: VecDeque<(u64, Duration)>,
     /// Since when the disk owes an answer; each answer begins it anew.
     pub(super) owes_since: Option<Duration>,
     /// Reads that are out: at most one of them was asked for, the others are ahead of the consumers.
@@ -114,6 +116,7 @@ impl Seat {
             snapshot_wanted: false,
             held_up: Cell::default(),
             riding: BTreeMap::new(),
+            flying: VecDeque::new(),
             owes_since: None,
             reads: Vec::new(),
             ahead_from: None,

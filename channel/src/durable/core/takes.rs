@@ -73,25 +73,27 @@ impl Core {
         self.queue.settled().pieces() >= SETTLED_RUNS_MAX.min(self.put_bytes_max() / 64)
     }
 
+    /// How long a take waits for writes under way that are older than `seq`. Order is worth a short wait, a slow disk is not:
+    /// each frame has its time from when it was made, so that takes are never further behind, however many are late.
+    fn older_until(&self, seq: u64) -> Option<Duration> {
+        let flying = self.seats.iter().flat_map(|seat| &seat.flying);
+        flying.filter(|(first, _)| *first < seq).map(|(_, made)| *made + ORDER_WAIT).max()
+    }
+
     pub(super) fn lease(&mut self, now: Duration, consumer: ConsumerId, limits: TakeLimits) -> Lease {
         let mut lease = Lease::default();
         let most = limits.events.min(self.options.transaction_capacity).max(1) as u64;
         let (mut events, mut bytes) = (0u64, 0usize);
-        self.wanted = None;
+        (self.wanted, self.order_wait) = (None, None);
         while events < most {
             let Some((head, older)) = self.queue.head() else { break };
             let held = self.queue.first_held();
             if planted::is(Bug::StopAtUnreadable) && held.is_some_and(|(seq, _)| seq < head.start) {
                 break;
             }
-            if older {
-                // An older write is still under way: order is worth a short wait, a stalled disk is not.
-                let until = *self.order_wait.get_or_insert(now + ORDER_WAIT);
-                if now < until {
-                    break;
-                }
-            } else {
-                self.order_wait = None;
+            self.order_wait = self.older_until(head.start).filter(|until| older && now < *until);
+            if self.order_wait.is_some() {
+                break;
             }
             if self.is_scattered() && head.start > self.queue.floor() {
                 break;
