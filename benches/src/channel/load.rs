@@ -18,6 +18,8 @@ use crate::open_loop::Schedule;
 const TAKE_WAIT: Duration = Duration::from_millis(50);
 /// Settlements of one consumer that are not yet durable.
 const SETTLING_MAX: usize = 16;
+/// How often somebody who does nothing else looks at the clock, to see whether all of the machine stands still.
+const CLOCK_STEP: Duration = Duration::from_millis(1);
 /// A producer that is too far ahead of the consumers looks again after this.
 const LAG_WAIT: Duration = Duration::from_micros(200);
 
@@ -33,6 +35,8 @@ struct Shared {
     transactions: Mutex<Option<Latencies>>,
     late: Mutex<Option<Latencies>>,
     pauses: Pauses,
+    /// The times in which whoever looks at the clock did not.
+    clock: Pauses,
     /// The same as each producer saw them.
     seen_pauses: Mutex<Option<Latencies>>,
     error: Mutex<Option<String>>,
@@ -48,6 +52,7 @@ impl Shared {
             transactions: Mutex::default(),
             late: Mutex::default(),
             pauses: Pauses::new(),
+            clock: Pauses::new(),
             seen_pauses: Mutex::default(),
             error: Mutex::default(),
             generator: Generator::default(),
@@ -91,16 +96,26 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
             let shared = &shared;
             scope.spawn(move || consume(channel, arguments, shared, index));
         }
+        if arguments.raw_flushes.is_some() {
+            scope.spawn(|| {
+                while !shared.is(OVER) {
+                    thread::sleep(CLOCK_STEP);
+                    shared.clock.durable();
+                }
+            });
+        }
         sleep_or_end(&shared, arguments.warmup, |_| ());
         let meter = Meter::start(&arguments.folders(), &shared.generator);
         let before = (shared.put.load(Ordering::Relaxed), shared.taken.load(Ordering::Relaxed));
         shared.pauses.forget();
+        shared.clock.forget();
         if shared.is(WARMUP) {
             shared.phase.store(MEASURED, Ordering::Relaxed);
         }
         let (since, mut memory) = (Instant::now(), Memory::new(arguments.seconds));
         sleep_or_end(&shared, arguments.seconds, |elapsed| memory.look(elapsed));
         let longest = shared.pauses.longest(since);
+        let clock = arguments.raw_flushes.map(|_| shared.clock.longest(since));
         let reading = meter.read();
         let put = shared.put.load(Ordering::Relaxed) - before.0;
         let taken = shared.taken.load(Ordering::Relaxed) - before.1;
@@ -110,7 +125,7 @@ pub(crate) fn measure(channel: &DurableChannel, arguments: &Arguments) -> Result
             take_events: (arguments.consumers > 0).then_some(taken),
             transactions: Latencies::new(),
             late: None,
-            steady: Some(Steady { pauses: Latencies::new(), longest, memory }),
+            steady: Some(Steady { pauses: Latencies::new(), longest, clock, memory }),
             reading,
             first_take: None,
             depth: channel.stats().size_events,

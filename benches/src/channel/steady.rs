@@ -109,6 +109,8 @@ pub(crate) struct Steady {
     pub(crate) pauses: Latencies,
     /// The longest pause, and when it ended.
     pub(crate) longest: (Duration, Duration),
+    /// The same of a thread that only looks at the clock, if one did.
+    pub(crate) clock: Option<(Duration, Duration)>,
     pub(crate) memory: Memory,
 }
 
@@ -118,6 +120,10 @@ impl Steady {
         if !pauses.is_null() {
             pauses["longest_ms"] = json!(rounded(self.longest.0.as_secs_f64() * 1e3));
             pauses["longest_ended_s"] = json!(rounded(self.longest.1.as_secs_f64()));
+            if let Some((longest, end)) = self.clock {
+                pauses["clock_longest_ms"] = json!(rounded(longest.as_secs_f64() * 1e3));
+                pauses["clock_longest_ended_s"] = json!(rounded(end.as_secs_f64()));
+            }
         }
         pauses
     }
