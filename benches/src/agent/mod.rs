@@ -180,7 +180,7 @@ impl<'a> Bench<'a> {
 
         let source = self.source.pass(&self.load, warmup, seconds)?;
         let channel = self.channel()?;
-        let sink = self.sink()?;
+        let (sink, data_node) = self.sink()?;
         let whole = self.whole.pass(&self.load, warmup, seconds)?;
         self.clear(&self.whole)?;
 
@@ -191,7 +191,9 @@ impl<'a> Bench<'a> {
         sheet.add("P14", "sink alone, MB/s", "", mb_s(sink.ev_s));
         let slowest = source.ev_s.min(channel.ev_s).min(sink.ev_s);
         let senders = whole.sent.cpu.as_secs_f64() / whole.events as f64;
-        let cpu = [source, channel, sink].map(|part| part.cpu / part.events as f64).iter().sum::<f64>() + senders;
+        let data_node = data_node / sink.events as f64;
+        let cpu = [source, channel, sink].map(|part| part.cpu / part.events as f64).iter().sum::<f64>();
+        let cpu = cpu + senders + data_node;
         let processors = thread::available_parallelism().map_or(1.0, |count| count.get() as f64) / cpu;
         sheet.add("P14", "processors / CPU of all parts, MB/s", "", mb_s(processors));
         // A load that is over before the first settlement has no rate.
@@ -206,7 +208,11 @@ impl<'a> Bench<'a> {
         sheet.add("P14", "source alone, CPU-s/GiB", "", source.cpu_s_per_gib(size));
         sheet.add("P14", "channel alone, CPU-s/GiB", "", channel.cpu_s_per_gib(size));
         sheet.add("P14", "sink alone, CPU-s/GiB", "", sink.cpu_s_per_gib(size));
-        sheet.add("P14", "senders, CPU-s/GiB", "", senders / size as f64 * f64::from(1 << 30));
+        let cpu_s_per_gib = |of_an_event: f64| of_an_event / size as f64 * f64::from(1 << 30);
+        sheet.add("P14", "senders, CPU-s/GiB", "", cpu_s_per_gib(senders));
+        if self.hdfs.is_some() {
+            sheet.add("P14", "DataNode of the sink alone, CPU-s/GiB", "", cpu_s_per_gib(data_node));
+        }
         sheet.add("P14", "events refused", "0", whole.sent.refused as f64);
 
         if let Some(mut flume) = self.flume.take() {
@@ -240,8 +246,8 @@ impl<'a> Bench<'a> {
         Ok(Passed { ev_s, cpu, events, sent: Sent::default(), busy: None })
     }
 
-    /// One agent fills a channel, another one drains it.
-    fn sink(&self) -> Result<Passed, String> {
+    /// One agent fills a channel, another one drains it; and the CPU seconds of who stores it, if that is not the agent itself.
+    fn sink(&self) -> Result<(Passed, f64), String> {
         let folder = self.root.join("sink");
         let events = self.arguments.drain_events;
         let channel = file_channel(&folder, events * 2);
@@ -254,13 +260,19 @@ impl<'a> Bench<'a> {
             None => format!("file://{}", folder.join("out").display()),
         };
         let mut draining = Subject::penstock(&agent(None, &channel, Some(&hdfs_sink(&out))), &[]);
+        let before = self.data_node_cpu();
         let drained = draining.drain(filled.accepted)?;
+        let data_node = self.data_node_cpu().saturating_sub(before);
         draining.stop();
         if let Some(hdfs) = &self.hdfs {
             remove_on(hdfs, "/sink");
         }
         channel::remove(&folder)?;
-        Ok(drained)
+        Ok((drained, data_node.as_secs_f64()))
+    }
+
+    fn data_node_cpu(&self) -> Duration {
+        self.hdfs.as_ref().and_then(|hdfs| host::cpu_of(hdfs.data_node(0).id())).unwrap_or_default()
     }
 
     /// Removes the files that an agent has closed: the disk may be small.
