@@ -31,6 +31,10 @@ const WRITES: [(usize, usize); 7] =
     [(4 << 10, 1), (100 << 10, 1), (1 << 20, 1), (64 << 10, 4), (256 << 10, 4), (100 << 10, 8), (1 << 20, 4)];
 const READS: [(usize, usize); 2] = [(256 << 10, 4), (1 << 20, 4)];
 
+/// fio's buffers lie in large pages, as ours do, when so many are reserved: a disk takes only so many pieces of memory in one
+/// request, and each costs.
+const LARGE_PAGES: u64 = 16;
+
 /// What is compared, on which file.
 pub(crate) struct Comparison<'a> {
     pub(crate) file: &'a Arc<dyn File>,
@@ -81,6 +85,10 @@ impl Turns {
     }
 }
 
+fn has_large_pages() -> bool {
+    host::huge_pages_free().is_some_and(|free| free >= LARGE_PAGES)
+}
+
 /// Every other turn, and the rest.
 fn halves(rates: &[f64]) -> Option<(Vec<f64>, Vec<f64>)> {
     let half = |first: usize| rates.iter().skip(first).step_by(2).copied().collect::<Vec<f64>>();
@@ -117,6 +125,7 @@ impl Comparison<'_> {
             "command": "device --fio",
             "fio": String::from_utf8_lossy(&version.stdout).trim(),
             "engine": self.engine().0,
+            "fio_large_pages": has_large_pages(),
             "rounds": self.rounds,
             "seconds": rounded(self.seconds.as_secs_f64()),
             "load_average": host::load_average(),
@@ -147,12 +156,13 @@ impl Comparison<'_> {
         let jobs = if one_job { 1 } else { shape.depth };
         let part = self.bytes / jobs as u64 / shape.block as u64 * shape.block as u64;
         let mut command = Command::new("fio");
-        // Buffers in large pages, as ours are: a disk takes only so many pieces of memory in one request.
-        command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
         command.args(["--name=device", "--output-format=json", "--thread", "--group_reporting", "--time_based"]);
         command.args(["--direct=1", "--lat_percentiles=1", "--clat_percentiles=0", "--allow_file_create=0"]);
         command.arg(format!("--filename={}", self.path.display()));
         command.arg(format!("--ioengine={engine}"));
+        if has_large_pages() {
+            command.arg("--iomem=mmaphuge");
+        }
         if one_job {
             // Memory that the kernel has mapped already, one piece for each write, and each is waited for by itself.
             command.args(["--fixedbufs=1", "--nonvectored=1", "--iodepth_batch_complete_min=1"]);
@@ -182,8 +192,16 @@ impl Comparison<'_> {
 }
 
 pub(crate) fn table(result: &Value) -> String {
+    let small = if result["fio_large_pages"] == true {
+        String::new()
+    } else {
+        format!(
+            ", its buffers in small pages and ours in large ones: `sysctl vm.nr_hugepages={}` first",
+            2 * LARGE_PAGES
+        )
+    };
     let mut out = format!(
-        "{} with {}, {} rounds of {} s in turns, load average {}\n\n| | ours, MB/s | fio, MB/s | ours / fio, medians | of each turn | fio / fio, turn by turn | fio / fio, halves |\n|---|---|---|---|---|---|---|\n",
+        "{} with {}{small}, {} rounds of {} s in turns, load average {}\n\n| | ours, MB/s | fio, MB/s | ours / fio, medians | of each turn | fio / fio, turn by turn | fio / fio, halves |\n|---|---|---|---|---|---|---|\n",
         result["fio"].as_str().unwrap_or("fio"),
         result["engine"].as_str().unwrap_or_default(),
         result["rounds"],

@@ -157,6 +157,12 @@ pub(crate) fn cpu_of(process: u32) -> Option<Duration> {
     Some(Duration::from_secs_f64((user + system) as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// Pages of 2 MiB that are reserved and that nobody uses.
+pub(crate) fn huge_pages_free() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:"))?.trim().parse().ok()
+}
+
 /// Ticks of all processors since the host started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Busy {
