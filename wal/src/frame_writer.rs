@@ -1,6 +1,7 @@
 //! Makes a frame of its parts, in memory that the disk reads next.
 //!
-//! Every byte is touched once while it is in the cache: checksum, then to its place, where it is encrypted.
+//! Every block is summed up and copied to its place while it is in the cache. With a key the body is copied, encrypted where it
+//! stands, and summed up then: the checksum is that of what the disk gets.
 //!
 //! Where the disk is virtual, its host has just read the frame that was in this memory before, perhaps on a processor far
 //! away, and ordinary stores fetch each line back before they change it: 2 to 6 GB/s instead of 13 to 30. Stores that go past
